@@ -1,0 +1,104 @@
+"""What an algorithm is: networks, updates, returns or replay. One function per composition, in plain sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import nn
+from torchrl.envs import EnvBase
+from torchrl.modules import AdditiveGaussianModule, EGreedyModule
+from torchrl.objectives import SoftUpdate
+
+from recipes.cooperative_config import Config
+from suite.data import Minibatches, Replay, Sequences
+from suite.losses import Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
+from suite.losses.off_policy import OffPolicyLoss
+from suite.modules import make_actor, make_critic
+from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
+from suite.specs import ACTION, ACTION_MASK, Specs
+from suite.trainer import Update
+
+
+@dataclass
+class Parts:
+    """What a composition hands to the trainer. ``acting`` is evaluated; ``policy`` also explores."""
+
+    policy: TensorDictModuleBase
+    acting: TensorDictModuleBase
+    updates: list[Update]
+    advantage: Returns | None = None
+    replay: Replay | None = None
+    refresh: Sequence[Callable] = field(default_factory=list)
+
+
+def _optimisation(cfg: Config) -> dict[str, Any]:
+    adam = partial(torch.optim.Adam, lr=cfg.lr, eps=cfg.adam_eps, fused=True)
+    compiled = {"mode": "reduce-overhead"} if cfg.cuda_graphs else {}
+    return dict(optimizer=adam, max_grad_norm=cfg.max_grad_norm, compile=compiled if cfg.compile else None,
+                autocast=torch.bfloat16 if cfg.autocast else None)
+
+
+def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
+    """MAPPO, IPPO, MAA2C, IA2C: actor and critic on the batch, advantages from the critic or its target."""
+    sizes = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
+    actor = make_actor(specs, aux.features, cells=cfg.actor_cells, recurrent_dim=cfg.actor_recurrent_dim, head=cfg.head,
+                       state_dependent_scale=cfg.state_dependent_scale, **sizes)
+    critic = make_critic(specs, aux.features, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim,
+                         centralized=cfg.centralized, **sizes)
+    advantage = Returns(TensorDictSequential(*aux.encoders, critic), kind=cfg.returns, gamma=cfg.gamma,
+                        lmbda=cfg.gae_lambda, n=cfg.n_step, normalize=cfg.normalize_advantage,
+                        target_tau=cfg.target_tau, standardize_reward=cfg.standardize_reward).to(cfg.device)
+
+    recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
+    data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
+    losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
+                                  critic=critic if cfg.recompute_advantage else None),
+              "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
+    optimisation = _optimisation(cfg)
+    updates = [Update(cfg.algorithm, losses, data, **optimisation), *aux.updates(cfg.loss, data, **optimisation)]
+    policy = TensorDictSequential(*aux.encoders, actor)
+    refresh = [advantage.step_target] if cfg.target_tau is not None else []
+    return Parts(policy, policy, updates, advantage=advantage, refresh=refresh)
+
+
+def mixed_q(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
+    """QMIX and VDN: per-agent action values, a mixer, epsilon-greedy exploration, replay, soft targets."""
+    greedy = make_q_policy(specs, aux.features, share=cfg.share, agent_id=cfg.agent_id, cells=cfg.actor_cells,
+                           activation=cfg.activation, init=cfg.init, device=cfg.device)
+    mixer = make_mixer(cfg.algorithm, specs, embed_dim=cfg.mixer_dim, device=cfg.device)
+    explore = EGreedyModule(spec=env.full_action_spec, eps_init=cfg.exploration_start, eps_end=cfg.exploration_end,
+                            annealing_num_steps=cfg.exploration_frames, action_key=ACTION,
+                            action_mask_key=ACTION_MASK if specs.has_mask else None, device=cfg.device)
+    loss = MixedQLoss(greedy, mixer, gamma=cfg.gamma, encoders=aux.encoders)
+    return _replayed(cfg, TensorDictSequential(*aux.encoders, *greedy), explore, loss, aux)
+
+
+def maddpg(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
+    """MADDPG: deterministic actors, joint critics, Gaussian noise, replay, soft targets."""
+    common = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
+    actor = make_deterministic_actor(specs, aux.features, cells=cfg.actor_cells, **common)
+    critic = make_joint_q(specs, cells=cfg.critic_cells, **common)
+    explore = AdditiveGaussianModule(spec=env.full_action_spec, sigma_init=cfg.exploration_start,
+                                     sigma_end=cfg.exploration_end, annealing_num_steps=cfg.exploration_frames,
+                                     action_key=ACTION, safe=True, device=cfg.device)
+    loss = MADDPGLoss(actor, critic, gamma=cfg.gamma, encoders=aux.encoders)
+    return _replayed(cfg, TensorDictSequential(*aux.encoders, actor), explore, loss, aux)
+
+
+def _replayed(cfg: Config, acting: TensorDictSequential, explore: nn.Module, loss: OffPolicyLoss, aux: Loss) -> Parts:
+    keys = list(dict.fromkeys([*loss.in_keys, *aux.in_keys]))
+    replay = Replay(capacity=cfg.buffer_size, steps=cfg.gradient_steps, size=cfg.minibatch_size, warmup=cfg.warmup,
+                    keys=keys, device=cfg.device)
+    optimisation = _optimisation(cfg)
+    updates = [Update(cfg.algorithm, {cfg.algorithm: loss}, replay, targets=[SoftUpdate(loss.td, tau=cfg.tau)], **optimisation),
+               *aux.updates(cfg.loss, replay, **optimisation)]
+    policy = TensorDictSequential(*acting, explore)
+    return Parts(policy, acting, updates, replay=replay, refresh=[lambda batch: explore.step(batch.numel())])
+
+
+COMPOSITIONS = {"on_policy": on_policy, "mixed_q": mixed_q, "maddpg": maddpg}

@@ -1,0 +1,115 @@
+"""Cooperative multi-agent learning: an algorithm and an optional state-modelling loss on any task.
+
+    python -m recipes.cooperative --task vmas/navigation --algorithm mappo --loss none --seed 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
+
+import torch
+
+from envs import make_env, resolve_device
+from recipes.compositions import COMPOSITIONS
+from recipes.cooperative_config import Config
+from recipes.presets import ALGORITHMS, PRESETS, overrides
+from suite import distributed
+from suite.collector import make_collector
+from suite.config import as_plain, check_choice, check_names, check_positive, from_plain, parse_cli, run_cli
+from suite.evaluate import Evaluator
+from suite.losses import STATE_MODELS
+from suite.run import MemoryRun, Run, stored_config
+from suite.schedules import LinearDecay
+from suite.specs import Specs
+from suite.trainer import Trainer
+
+
+def configure(chosen: dict[str, str]) -> Config:
+    """The Config that an algorithm, a preset, or a run to resume stands for."""
+    if "resume" in chosen:
+        return dataclasses.replace(from_plain(Config, stored_config(chosen["resume"])), resume=chosen["resume"],
+                                   overwrite=False)
+    check_choice("algorithm", chosen.setdefault("algorithm", Config.algorithm), ALGORITHMS)
+    check_choice("preset", chosen.setdefault("preset", Config.preset), PRESETS)
+    return Config(**overrides(chosen["algorithm"], chosen["preset"]))
+
+
+def validate(cfg: Config, specs: Specs, batch: int) -> None:
+    """Refuse what cannot work, before training, with what is allowed."""
+    check_positive({"frames": cfg.frames, "lr": cfg.lr, "clip": cfg.clip, "epochs": cfg.epochs, "threads": cfg.threads,
+                    "minibatch_size": cfg.minibatch_size, "eval_episodes": cfg.eval_episodes, "steps": cfg.steps})
+    kind = "discrete" if specs.discrete else "continuous"
+    supported = ALGORITHMS[cfg.algorithm][2]
+    if supported not in ("any", kind):
+        fitting = sorted(name for name, (*_, actions) in ALGORITHMS.items() if actions in ("any", kind))
+        raise ValueError(f"algorithm {cfg.algorithm!r} needs {supported} actions, but {cfg.task!r} has {kind} ones "
+                         f"(vmas: --task-options continuous_actions={supported == 'continuous'}); "
+                         f"algorithms for {kind} actions: {fitting}")
+    off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
+    if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
+        raise ValueError(f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)")
+    if off_policy and (cfg.actor_recurrent_dim or cfg.critic_recurrent_dim):
+        raise ValueError(f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0")
+    if off_policy and not cfg.warmup <= cfg.buffer_size:
+        raise ValueError(f"warmup {cfg.warmup} is larger than buffer_size {cfg.buffer_size}")
+
+
+def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
+    """Everything the run needs, composed in the order in which it is used."""
+    for what, value, table in (("algorithm", cfg.algorithm, ALGORITHMS), ("loss", cfg.loss, STATE_MODELS), ("preset", cfg.preset, PRESETS)):
+        check_choice(what, value, table)
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
+    env = make_env(cfg.task, num_envs=cfg.num_envs, seed=cfg.seed + 1000 * distributed.rank(), **common)
+    specs = Specs.from_env(env)
+    steps = cfg.steps or env.max_steps
+    validate(cfg, specs, cfg.num_envs * steps)
+
+    aux = make_loss(cfg, specs)
+    parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, env, specs, aux)
+    weights = {"task": 1.0} | aux.reward_weights
+    check_names("reward term", cfg.reward_weights, weights)
+
+    torch.manual_seed(cfg.seed + distributed.rank())  # equal networks, different actions
+    iterations = max(1, -(-cfg.frames // (cfg.num_envs * steps * distributed.world_size())))
+    collector = make_collector(env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector)
+    refresh = [*parts.refresh, *([LinearDecay(collector, parts.updates)] if cfg.lr_decay == "linear" else [])]
+    evaluator = None
+    if cfg.evaluations and distributed.rank() == 0:
+        eval_env = make_env(cfg.task, num_envs=cfg.eval_episodes, seed=cfg.seed + 1_000_000, **common)
+        evaluator = Evaluator(eval_env, parts.acting, seed=cfg.seed + 1_000_000)
+    return Trainer(collector, parts.policy, parts.updates, reward_weights=weights | cfg.reward_weights, run=run,
+                   team_reward=cfg.team_reward, losses=[aux], advantage=parts.advantage, replay=parts.replay,
+                   refresh=refresh, evaluate=evaluator, checkpoint_every=cfg.checkpoint_every,
+                   evaluate_every=max(1, iterations // cfg.evaluations) if cfg.evaluations else 0)
+
+
+def make_loss(cfg: Config, specs: Specs):
+    """The state-modelling loss by name, with its options; a wrong option is refused with the right ones."""
+    loss = STATE_MODELS[cfg.loss]
+    check_names(f"option of loss {cfg.loss!r}", cfg.loss_options, loss.option_names())
+    return loss(specs, **cfg.loss_options).to(cfg.device)
+
+
+def main() -> None:
+    """The command line."""
+    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset", "resume"))
+    cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
+    path = cfg.resume or cfg.run_dir or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
+    with Run(path, as_plain(cfg), resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
+             keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet) as run:
+        trainer = make_trainer(cfg, run)
+        if run.state is not None:
+            trainer.load_state_dict(run.state)
+        trainer.train()
+        run.conclude(trainer, video=cfg.video, module="recipes.cooperative",
+                     swap=f"--task {cfg.task} --algorithm {cfg.algorithm} --loss next_observation")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,160 @@
+"""Every number of the cooperative recipe, its default, and its meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from suite.config import Options
+
+
+@dataclass(frozen=True)
+class Config:
+    """Cooperative multi-agent learning: one algorithm, one optional state-modelling loss, one task."""
+
+    task: str = "vmas/navigation"
+    """Environment as family/name: vmas/<scenario>, pettingzoo/<module>, gymnasium/<id>."""
+    algorithm: str = "mappo"
+    """mappo, ippo, maa2c, ia2c (on-policy); qmix, vdn (discrete actions); maddpg (continuous actions)."""
+    loss: str = "none"
+    """State-modelling loss that trains beside the algorithm: none, next_observation."""
+    preset: str = "default"
+    """default; epymarl and benchmarl: the settings of those benchmarks for the chosen algorithm."""
+    seed: int = 1
+    """Seed of networks, sampling and environments."""
+    frames: int = 300_000
+    """Environment frames in all (one step of one environment is one frame)."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:<n>."""
+    task_options: Options = field(default_factory=dict)
+    """Options of the scenario by name, e.g. n_agents=3 shared_rew=False."""
+    loss_options: Options = field(default_factory=dict)
+    """Options of the loss by name, e.g. curiosity=0.01 latent_dim=32."""
+    reward_weights: Options = field(default_factory=dict)
+    """Weights of reward terms, e.g. task=1 curiosity=0.01; terms not named keep their default."""
+
+    # environment
+    num_envs: int = 96
+    """Parallel copies of the task."""
+    steps: int | None = 100
+    """Steps per batch and copy; None takes max_steps. A batch has num_envs * steps frames."""
+    max_steps: int | None = None
+    """Horizon of an episode; None takes the task's own."""
+    truncate: bool = True
+    """Time limits are truncations, which bootstrap; False treats them as terminations (some published numbers do)."""
+    team_reward: bool = False
+    """Train every agent on the sum of all agents' rewards."""
+
+    # networks
+    share: Literal["all", "roles", "none"] = "all"
+    """One network for all agents, one per role, or one per agent."""
+    agent_id: bool = False
+    """Append a one-hot agent number to the networks' inputs."""
+    actor_cells: tuple[int, ...] = (64, 64)
+    """Widths of the actor's hidden layers (also of Q networks)."""
+    critic_cells: tuple[int, ...] = (64, 64)
+    """Widths of the critic's hidden layers."""
+    actor_recurrent_dim: int = 0
+    """Size of the actor's GRU, 0 for none."""
+    critic_recurrent_dim: int = 0
+    """Size of the critic's GRU, 0 for none."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Activation of the hidden layers."""
+    init: Literal["default", "orthogonal"] = "default"
+    """Initial weights: torch's default, or orthogonal with a small actor head."""
+    centralized: bool = True
+    """The critic sees the state or all observations (mappo, maa2c) or its own (ippo, ia2c); set by the algorithm."""
+    head: Literal["tanh_normal", "normal"] = "tanh_normal"
+    """Continuous actions: squashed into their bounds, or plain Gaussian and clamped by the environment."""
+    state_dependent_scale: bool = True
+    """The network predicts the standard deviation; False learns one number per action."""
+
+    # returns
+    gamma: float = 0.99
+    """Discount per step."""
+    returns: Literal["gae", "nstep"] = "gae"
+    """Advantages by GAE, or by n-step returns."""
+    gae_lambda: float = 0.95
+    """Lambda of GAE."""
+    n_step: int = 5
+    """Steps of n-step returns."""
+    normalize_advantage: Literal["none", "batch", "agent"] = "batch"
+    """Standardise advantages over the batch, per agent, or not."""
+    standardize_reward: bool = False
+    """Standardise rewards by running mean and deviation."""
+    target_tau: float | None = None
+    """Bootstrap from a target critic that moves by this fraction per iteration; None uses the critic itself."""
+    recompute_advantage: bool = False
+    """Take the advantage from the present critic in every epoch instead of once per batch."""
+
+    # optimisation
+    lr: float = 5e-4
+    """Learning rate of Adam, for every network of the algorithm."""
+    lr_decay: Literal["none", "linear"] = "none"
+    """Constant, or linearly to zero at the last frame."""
+    adam_eps: float = 1e-5
+    """Epsilon of Adam."""
+    max_grad_norm: float | None = 1.0
+    """Gradient clipping per network; None for none."""
+    epochs: int = 10
+    """Passes over each batch."""
+    minibatch_size: int | None = 2400
+    """Frames per minibatch; None takes the whole batch at once."""
+    clip: float | None = 0.2
+    """PPO's clipping; None is the A2C objective."""
+    value_clip: float | None = None
+    """Clip value updates to this distance from the old value."""
+    value_loss: Literal["l2", "smooth_l1"] = "l2"
+    """Squared or Huber value error."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+
+    # off-policy algorithms only
+    buffer_size: int = 200_000
+    """Frames in the replay buffer."""
+    warmup: int = 5_000
+    """Frames collected before the first update."""
+    gradient_steps: int = 10
+    """Optimiser steps per batch."""
+    tau: float = 0.005
+    """Target networks move by this fraction per optimiser step."""
+    mixer_dim: int = 32
+    """Width of QMIX's mixing network."""
+    exploration_start: float = 1.0
+    """Random actions (qmix, vdn: probability; maddpg: noise scale) at the first frame."""
+    exploration_end: float = 0.05
+    """... and after exploration_frames."""
+    exploration_frames: int = 100_000
+    """Frames over which exploration falls linearly."""
+
+    # running
+    run_dir: str | None = None
+    """Run folder; None: runs/cooperative/<task>/<algorithm>-<loss>/seed<seed>."""
+    resume: str | None = None
+    """Continue the run in this folder, with its config; --frames extends it."""
+    overwrite: bool = False
+    """Replace a run folder that exists."""
+    evaluations: int = 5
+    """Evaluations over the run, besides the one before training; 0 for none. They change nothing in the training."""
+    eval_episodes: int = 32
+    """Episodes per evaluation, greedy and sampled."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints, besides the last; 0: only at the end."""
+    keep_checkpoints: int = 2
+    """How many checkpoints to keep."""
+    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
+    """Where metrics go."""
+    video: bool = True
+    """Write a GIF of one episode at the end, where the task can be drawn."""
+    quiet: bool = False
+    """No progress bar."""
+    threads: int = 1
+    """Intra-op threads on a CPU."""
+    compile: bool = False
+    """Compile policy and update."""
+    cuda_graphs: bool = False
+    """With compile on a GPU: capture the compiled parts in CUDA graphs."""
+    autocast: bool = False
+    """Losses in bfloat16 autocast."""
+    fast_collector: bool = True
+    """False collects with TorchRL's own Collector (same batches, slower; its runs cannot be resumed)."""

@@ -1,0 +1,186 @@
+"""Collectors: iterables of [N, T] TensorDicts. ``make_collector`` gives the fast one, or TorchRL's own.
+
+Both write the same batch for the same seed. The fast one executes the lowered policy and the environment's tensor
+interface into preallocated storage; TorchRL's serves any EnvBase and any policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, TransformedEnv
+
+from suite.modules.lowered import Lowered
+from suite.modules.policies import hidden_shapes
+from suite.specs import GROUP, IS_INIT, REWARD
+
+DONE_KEYS = ("done", "terminated", "truncated")
+
+
+def make_collector(env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
+                   fast: bool = True) -> FastCollector | Collector:
+    """A collector of batches of ``steps`` steps of all environments, ``total_frames`` frames in all."""
+    if fast:
+        return FastCollector(env, policy, steps=steps, total_frames=total_frames)
+    n, transforms = env.batch_size[0], [InitTracker()]
+    if shapes := hidden_shapes(policy, env.n_agents):
+        primers = Composite({}, shape=(n,))
+        for key, shape in shapes.items():
+            primers[key] = Unbounded((n, *shape), device=env.device)
+        transforms.append(TensorDictPrimer(primers=primers, reset_key="_reset"))
+    env = TransformedEnv(env, Compose(*transforms))
+    return Collector(env, policy, frames_per_batch=steps * n, total_frames=total_frames,
+                     device=env.device, auto_register_policy_transforms=False, track_traj_ids=False)
+
+
+class FastCollector:
+    """Steps an environment with a policy and yields batches [N, T]; the storage is reused, so copy what you keep.
+
+    The environment must offer ``reset_tensors(mask)`` and ``step_tensors(actions)``. Iteration ends once
+    ``total_frames`` frames were collected; `load_state_dict` resumes to the last bit.
+    """
+
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int):
+        self.env, self.policy, self.steps, self.total_frames = env, policy, steps, total_frames
+        self.lowered = Lowered(policy)
+        self.frames_per_batch = steps * env.num_envs
+        self.frames = 0
+        self.carried = hidden_shapes(policy, env.n_agents)
+        self.observed = list(env.observation_spec.keys(True, True))
+        written = [key for key in policy.out_keys if key not in {("next", *k) for k in self.carried}]
+        self.stored = [*self.observed, *self.carried, *written, IS_INIT]
+        self.returned = [*self.observed, REWARD, *DONE_KEYS]
+        self.skipped = {key for key in written if key[-1] in ("logits", "loc", "scale")}
+        self.stored = [key for key in self.stored if key not in self.skipped]
+        self.actions = list(env.action_keys)
+        self.current: dict[NestedKey, Tensor] | None = None
+        self.storage: dict[NestedKey, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        while self.frames < self.total_frames:
+            yield self.rollout()
+
+    @torch.no_grad()
+    def rollout(self) -> TensorDictBase:
+        """Collect one batch [N, T]."""
+        if self.current is None:
+            self._start()
+        for t in range(self.steps):
+            tensors = self.lowered(dict(self.current))
+            out = self.env.step_tensors({key: tensors[key] for key in self.actions})
+            if self.storage is None:
+                self._allocate(tensors, out)
+            for key, buffer in self.now:
+                buffer[:, t] = tensors[key]
+            for key, buffer in self.after:
+                buffer[:, t] = out[key]
+            self._advance(tensors, out)
+        self.frames += self.frames_per_batch
+        return self._batch()
+
+    def _start(self) -> None:
+        n, device = self.env.num_envs, self.env.device
+        self.current = self.env.reset_tensors()
+        for key, shape in self.carried.items():
+            self.current[key] = torch.zeros(n, *shape, device=device)
+        self.current[IS_INIT] = torch.ones(n, 1, dtype=torch.bool, device=device)
+
+    def _advance(self, tensors: dict[NestedKey, Tensor], out: dict[NestedKey, Tensor]) -> None:
+        done = out["done"]
+        # a masked reset costs more than the question whether there is one, unless the environment says otherwise
+        if self.env.cheap_reset or done.any():
+            observed = self.env.reset_tensors(done.squeeze(-1))
+            self.current = {key: observed[key] for key in self.observed}
+        else:
+            self.current = {key: out[key] for key in self.observed}
+        for key in self.carried:
+            self.current[key] = tensors["next", *key]
+        self.current[IS_INIT] = done
+
+    def _allocate(self, tensors: dict[NestedKey, Tensor], out: dict[NestedKey, Tensor]) -> None:
+        n = self.env.num_envs
+
+        def empty(x: Tensor) -> Tensor:
+            return torch.empty(n, self.steps, *x.shape[1:], dtype=x.dtype, device=x.device)
+
+        self.now = [(key, empty(tensors[key])) for key in self.stored]
+        self.after = [(key, empty(out[key])) for key in self.returned]
+        self.storage = dict(self.now) | {("next", *([key] if isinstance(key, str) else key)): x for key, x in self.after}
+
+    def _batch(self) -> TensorDictBase:
+        n, steps, agents = self.env.num_envs, self.steps, self.env.n_agents
+        batch = TensorDict({}, batch_size=[n, steps], device=self.env.device)
+        for at in (batch, batch.setdefault("next", TensorDict({}, batch_size=[n, steps], device=self.env.device))):
+            at[GROUP] = TensorDict({}, batch_size=[n, steps, agents], device=self.env.device)
+        for key, value in self.storage.items():
+            batch.set(key, value)
+        batch.names = [None, "time"]
+        return batch
+
+    # ------------------------------------------------------------------ the rest of a TorchRL collector's interface
+
+    def update_policy_weights_(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: the policy is used in place."""
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed the environment's own random state; the policy draws from torch's."""
+        return self.env.set_seed(seed, static_seed=static_seed)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environment, pending observation and recurrent state, frame count."""
+        current = {_text(key): value.clone() for key, value in (self.current or {}).items()}
+        return {"env": self.env.state_dict(), "current": current, "frames": self.frames}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called."""
+        self.env.load_state_dict(state["env"])
+        keys = {_text(key): key for key in (*self.observed, *self.carried, IS_INIT)}
+        self.current = {keys[name]: value.to(self.env.device).clone() for name, value in state["current"].items()} or None
+        self.frames = state["frames"]
+
+
+def _text(key: NestedKey) -> str:
+    return key if isinstance(key, str) else "/".join(key)
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the episodes that ended inside each batch, whatever collector made it."""
+
+    def __init__(self):
+        self.open: Tensor | None = None  # [N, 2]: return (mean over agents) and length of the running episodes
+
+    @torch.no_grad()
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Sums over the episodes that ended, without host synchronisation: ``return``, ``length`` and ``count``."""
+        reward = batch["next", *REWARD].mean((-2, -1))
+        done = batch["next", "done"]
+        if self.open is None:
+            self.open = reward.new_zeros(len(reward), 2)
+        total = self.open.unsqueeze(1) + torch.stack([reward, torch.ones_like(reward)], -1).cumsum(1)  # [N, T, 2]
+        # what had been summed up when the row's previous episode ended: the latest `total` at a done before each step
+        index = torch.arange(reward.shape[1], device=reward.device).unsqueeze(-1)
+        latest = torch.where(done, index, -1).cummax(1).values
+        ended = total.gather(1, latest.clamp_min(0).expand_as(total)) * (latest >= 0)
+        before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
+        sums = ((total - before) * done).sum((0, 1))
+        self.open = total[:, -1] - ended[:, -1]
+        return {"return": sums[0], "length": sums[1], "count": done.sum().to(reward.dtype)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running sums."""
+        return {} if self.open is None else {"open": self.open.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the running sums back."""
+        self.open = state.get("open")

@@ -1,0 +1,104 @@
+"""From a frozen dataclass to a command line and back: tyro for the flags, plus option dicts, presets and clean errors."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse_options(words: list[str]) -> dict[str, Any]:
+    """``["coef=0.1", "kind=l2"]`` -> ``{"coef": 0.1, "kind": "l2"}``; values are Python literals or plain words."""
+    options = {}
+    for word in words:
+        name, equal, text = word.partition("=")
+        if not equal or not name.isidentifier():
+            raise ValueError(f"write options as name=value, got {word!r}")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+Options = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*", metavar="NAME=VALUE ...", instance_from_str=parse_options, is_instance=lambda x: isinstance(x, dict),
+    str_from_instance=lambda x: [f"{name}={value}" for name, value in x.items()])]
+
+
+def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, choosers: Iterable[str],
+              args: list[str] | None = None) -> T:
+    """Read a config from the command line.
+
+    The flags named in ``choosers`` (such as ``algorithm`` and ``preset``) are read first; ``make_default`` turns them
+    into the config whose values every other flag then overrides.
+    """
+    args = sys.argv[1:] if args is None else args
+    chosen = {}
+    for name in choosers:
+        for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
+            for k, word in enumerate(args):
+                if word == flag and k + 1 < len(args):
+                    chosen[name] = args[k + 1]
+                elif word.startswith(flag + "="):
+                    chosen[name] = word.partition("=")[2]
+    return tyro.cli(config, default=make_default(chosen), args=args, config=(tyro.conf.FlagConversionOff,))
+
+
+def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
+    """ValueError naming the value, the allowed ones, and the nearest, unless ``value`` is one of them."""
+    allowed = sorted(allowed)
+    if value not in allowed:
+        near = get_close_matches(str(value), allowed, n=1)
+        raise ValueError(f"unknown {what} {value!r}; choose from {allowed}" + (f". Did you mean {near[0]!r}?" if near else ""))
+
+
+def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """ValueError if a name is not among the allowed ones."""
+    for name in given:
+        check_choice(what, name, allowed)
+
+
+def check_positive(values: Mapping[str, float | None], *, zero: bool = False) -> None:
+    """ValueError unless every number is positive (or zero, if allowed); None passes."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 or (zero and value == 0)):
+            raise ValueError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """A config as plain data that survives JSON unchanged (tuples become lists)."""
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {str(key): plain(value) for key, value in x.items()}
+        return [plain(value) for value in x] if isinstance(x, (list, tuple)) else x
+
+    return plain({field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+
+
+def from_plain(config: type[T], data: Mapping[str, Any]) -> T:
+    """The config back from plain data; ValueError for a field that does not exist (any more)."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    check_names("config field", data, fields)
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a program; a ValueError or a stop by the user's hand becomes one clear line, not a traceback."""
+    from suite.checkpoint import CheckpointError
+
+    try:
+        main()
+    except (ValueError, CheckpointError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None

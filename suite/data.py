@@ -1,0 +1,108 @@
+"""Data sources: what an update sees of the batch that was just collected (or of all batches so far).
+
+A source is called with the batch [N, T] and the keys that the losses read, and yields minibatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+
+@dataclass
+class Minibatches:
+    """Every frame of the batch once per epoch, in random order, ``size`` frames at a time (None: the whole batch).
+
+    The last, smaller minibatch is used too. One permuted copy is made per epoch; minibatches are views of it.
+    """
+
+    epochs: int
+    size: int | None = None
+
+    def with_epochs(self, epochs: int) -> Minibatches:
+        """The same source with another number of epochs."""
+        return replace(self, epochs=epochs)
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield minibatches [size] with ``keys``."""
+        frames = batch.select(*keys).reshape(-1)
+        for _ in range(self.epochs):
+            if self.size is None or self.size >= len(frames):
+                yield frames
+            else:
+                yield from frames[torch.randperm(len(frames), device=frames.device)].split(self.size)
+
+
+@dataclass
+class Sequences:
+    """Whole environment rows [rows, T], for recurrent networks; every row once per epoch, in random order.
+
+    ``size`` is given in frames, like that of `Minibatches`, and rounded to at least one row.
+    """
+
+    epochs: int
+    size: int | None = None
+
+    def with_epochs(self, epochs: int) -> Sequences:
+        """The same source with another number of epochs."""
+        return replace(self, epochs=epochs)
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield minibatches [rows, T] with ``keys``."""
+        rows, steps = batch.shape
+        chosen = batch.select(*keys)
+        take = rows if self.size is None else max(1, self.size // steps)
+        for _ in range(self.epochs):
+            if take >= rows:
+                yield chosen
+            else:
+                for index in torch.randperm(rows, device=batch.device).split(take):
+                    yield chosen[index]
+
+
+class Replay:
+    """Uniform samples of a ring buffer of the last ``capacity`` frames, once it holds ``warmup`` of them.
+
+    The trainer extends the buffer with each batch before the updates; several updates may share one `Replay`.
+    """
+
+    def __init__(self, *, capacity: int, steps: int, size: int, warmup: int, keys: Sequence[NestedKey],
+                 device: torch.device | str):
+        if not size <= warmup <= capacity:
+            raise ValueError(f"replay needs size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
+        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device), batch_size=size)
+        self.capacity, self.steps, self.warmup, self.keys = capacity, steps, warmup, list(keys)
+
+    def with_epochs(self, epochs: int) -> Replay:
+        """Itself: the number of samples per batch belongs to the buffer's settings."""
+        return self
+
+    def extend(self, batch: TensorDictBase) -> None:
+        """Append all frames of a batch [N, T], time by time, so that the oldest frames leave first."""
+        frames = batch.select(*self.keys).transpose(0, 1).reshape(-1)
+        self.buffer.extend(frames[-self.capacity:])
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield ``steps`` samples of ``size`` frames, or none during the warm-up."""
+        for _ in range(self.steps if len(self.buffer) >= self.warmup else 0):
+            yield self.buffer.sample()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Contents and write position."""
+        storage = self.buffer.storage
+        length = len(storage)
+        held = {} if length == 0 else dict(storage[:length].flatten_keys("/").items())
+        return {"frames": {key: value.clone() for key, value in held.items()}, "cursor": self.buffer.writer._cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.buffer.empty()
+        if state["frames"]:
+            length = len(next(iter(state["frames"].values())))
+            self.buffer.extend(TensorDict(state["frames"], batch_size=[length]).unflatten_keys("/"))
+        self.buffer.writer._cursor = state["cursor"]

@@ -1,0 +1,76 @@
+"""Evaluation episodes and videos. They draw from random states of their own and change nothing in the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from suite.modules.lowered import Lowered
+from suite.modules.policies import hidden_shapes
+from suite.specs import IS_INIT, REWARD
+
+
+class Evaluator:
+    """Plays one fresh episode in each copy of its own environment, always the same initial states.
+
+    Args:
+        env: an environment used for nothing else; ``num_envs`` is the number of episodes.
+        policy: evaluated as it is at the time of the call.
+        seed: seed of the episodes and of sampled actions.
+    """
+
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, seed: int):
+        self.env, self.lowered, self.seed = env, Lowered(policy), seed
+        self.hidden = hidden_shapes(policy, env.n_agents)
+
+    def __call__(self) -> dict[str, float]:
+        """Mean return (over agents and episodes) of sampled and of greedy actions, and the episode length."""
+        sampled, greedy = self.play(deterministic=False), self.play(deterministic=True)
+        return {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
+
+    @torch.no_grad()
+    def play(self, *, deterministic: bool, frames: list | None = None, size: int = 256) -> dict[str, float]:
+        """One episode per copy; with ``frames``, pictures of the first copy [H, W, 3] are appended to it."""
+        devices = [self.env.device] if self.env.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed)
+            self.env.set_seed(self.seed)
+            return self._play(deterministic, frames, size)
+
+    def _play(self, deterministic: bool, frames: list | None, size: int) -> dict[str, float]:
+        n, device = self.env.num_envs, self.env.device
+        current = self.env.reset_tensors()
+        current |= {key: torch.zeros(n, *shape, device=device) for key, shape in self.hidden.items()}
+        current[IS_INIT] = torch.ones(n, 1, dtype=torch.bool, device=device)
+        total, length = torch.zeros(n, device=device), torch.zeros(n, device=device)
+        running = torch.ones(n, dtype=torch.bool, device=device)
+        while True:
+            if frames is not None and running[0]:
+                frames.append(self.env.render_frame(0, size=size))
+            tensors = self.lowered(dict(current), deterministic=deterministic)
+            out = self.env.step_tensors({key: tensors[key] for key in self.env.action_keys})
+            total += out[REWARD].mean((-2, -1)) * running
+            length += running
+            running = running & ~out["done"].squeeze(-1)
+            if not running.any():  # one question per step: evaluation is not the hot path
+                break
+            if frames is not None and not running[0]:
+                break
+            current = {key: out[key] for key in current if key in out}
+            current |= {key: tensors["next", *key] for key in self.hidden} | {IS_INIT: torch.zeros_like(out["done"])}
+        return {"return": total.mean().item(), "length": length.mean().item()}
+
+    def video(self, path: str | Path, *, size: int = 256, seconds_per_frame: float = 0.05) -> Path:
+        """Write a GIF of one greedy episode."""
+        from PIL import Image
+
+        frames: list = []
+        self.play(deterministic=True, frames=frames, size=size)
+        pictures = [Image.fromarray(frame) for frame in frames]
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=int(1000 * seconds_per_frame), loop=0)
+        return path

@@ -1,0 +1,14 @@
+"""Losses, and the table of state-modelling losses that ``--loss`` chooses from."""
+
+from suite.losses.common import Loss, NoLoss
+from suite.losses.next_observation import NextObservationLoss
+from suite.losses.off_policy import MADDPGLoss, MixedQLoss
+from suite.losses.ppo import PolicyLoss, ValueLoss
+from suite.losses.returns import Returns
+
+STATE_MODELS: dict[str, type[Loss]] = {
+    "none": NoLoss,
+    "next_observation": NextObservationLoss,
+}
+
+__all__ = ["STATE_MODELS", "Loss", "MADDPGLoss", "MixedQLoss", "NextObservationLoss", "NoLoss", "PolicyLoss", "Returns", "ValueLoss"]

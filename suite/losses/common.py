@@ -1,0 +1,65 @@
+"""The protocol that every loss of the suite follows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.objectives import LossModule
+
+from suite.trainer import Update
+
+
+class Loss(LossModule):
+    """A TorchRL loss that may also feed the actor and the reward.
+
+    ``forward(minibatch)`` returns a TensorDict of scalars: entries named ``loss_*`` are summed and minimised, every
+    other entry is logged. It reads ``in_keys``, writes nothing into its input, and its stop-gradients stand in it.
+
+    Attributes:
+        in_keys: what `forward` reads; a data source hands over nothing else.
+        encoders: TensorDictModules to run, in order, before actor and critic.
+        features: {key: size of the last dimension} of what the encoders write for actor and critic.
+        reward_weights: default weight of each reward term.
+    """
+
+    def __init__(self, in_keys: Sequence[NestedKey] = ()):
+        super().__init__()
+        self.in_keys = list(in_keys)
+        self.encoders: list = []
+        self.features: dict[NestedKey, int] = {}
+        self.reward_weights: dict[str, float] = {}
+
+    def reward_terms(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Extra rewards by name, [N, T, A, 1]; called once per batch, without gradients, before the updates."""
+        return {}
+
+    def refresh(self, batch: TensorDictBase) -> None:
+        """Move statistics and schedules on, once per batch, after the updates."""
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Names of the constructor's options, all keyword-only."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+    def updates(self, name: str, data: Callable, **optimisation: Any) -> list[Update]:
+        """The updates that train this loss: by default one, on the recipe's data with the recipe's optimiser.
+
+        A loss with optimisers, data or schedules of its own overrides this.
+        """
+        return [Update(name, {name: self}, data, **optimisation)] if any(p.requires_grad for p in self.parameters()) else []
+
+
+class NoLoss(Loss):
+    """Nothing to minimise and nothing to add: the recipe's plain baseline."""
+
+    def __init__(self, specs):
+        super().__init__()
+
+    def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
+        """An empty TensorDict."""
+        return TensorDict()

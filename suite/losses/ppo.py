@@ -1,0 +1,104 @@
+"""Policy losses of proximal policy optimisation and advantage actor-critic, and the value loss of both."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor
+
+from suite.losses.common import Loss
+from suite.modules.functional import clipped_surrogate, clipped_value_error, masked_mean
+from suite.modules.lowered import Lowered, call
+from suite.specs import ACTION, ADVANTAGE, LOG_PROB, VALUE, VALUE_TARGET
+
+
+class PolicyLoss(Loss):
+    """Clipped surrogate (PPO) or plain policy gradient (A2C), with an entropy bonus, averaged over frames and agents.
+
+    ppo: - mean min(rho A, clip(rho, 1 +- clip) A) - entropy_coef * mean H     (Schulman et al. 2017, eq. 7 and 9)
+    a2c: - mean A log pi(a) - entropy_coef * mean H                            (Mnih et al. 2016)
+
+    The advantage is a constant: the batch's, or with ``critic`` given, value target minus that critic's present value
+    (EPyMARL recomputes it in every epoch). No gradient reaches the critic, or encoders whose features were stored.
+
+    Args:
+        actor: probabilistic policy head; its inputs are read from the minibatch.
+        clip: half width of the trust region of the ratio; None is the A2C objective.
+        mask: key of a bool [..., A]; agents where it is False do not count.
+    """
+
+    def __init__(self, actor: TensorDictSequential, *, clip: float | None, entropy_coef: float,
+                 critic: TensorDictModule | None = None, mask: NestedKey | None = None):
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be positive, or None for A2C, got {clip}")
+        advantage = [ADVANTAGE] if critic is None else [VALUE_TARGET, *critic.in_keys]
+        super().__init__([*actor.in_keys, ACTION, *([] if clip is None else [LOG_PROB]), *advantage, *([mask] if mask else [])])
+        self.actor = actor
+        self.lowered = Lowered(actor)
+        self.clip, self.entropy_coef, self.mask = clip, entropy_coef, mask
+        self.__dict__["critic"] = critic  # not a submodule: its parameters belong to the value loss
+
+    def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
+        """``loss_policy``, ``loss_entropy`` if it has a weight, and diagnostics."""
+        dist = self.lowered.distribution({key: minibatch[key] for key in self.actor.in_keys})
+        mask = minibatch[self.mask] if self.mask else None
+        advantage = self._advantage(minibatch)
+        log_prob = dist.log_prob(minibatch[ACTION])
+        out = {}
+        if self.clip is None:
+            objective = advantage * log_prob
+        else:
+            old = minibatch[LOG_PROB]
+            objective = clipped_surrogate(log_prob, old, advantage, clip=self.clip)
+            with torch.no_grad():
+                log_ratio = log_prob - old
+                out["kl"] = masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
+                out["clip_fraction"] = masked_mean(((log_ratio.exp() - 1).abs() > self.clip).float(), mask)
+        out["loss_policy"] = -masked_mean(objective, mask)
+        if self.entropy_coef:
+            entropy = masked_mean(dist.entropy(), mask)
+            out["loss_entropy"] = -self.entropy_coef * entropy
+        else:
+            entropy = -masked_mean(log_prob.detach(), mask)
+        return TensorDict(out | {"entropy": entropy.detach()})
+
+    def _advantage(self, minibatch: TensorDictBase) -> Tensor:
+        if self.critic is None:
+            return minibatch[ADVANTAGE].squeeze(-1)
+        with torch.no_grad():
+            value = call(self.critic, {key: minibatch[key] for key in self.critic.in_keys})
+            return (minibatch[VALUE_TARGET] - value).squeeze(-1)
+
+
+class ValueLoss(Loss):
+    """Error between the critic and the value target, averaged over frames and agents.
+
+    l2: mean (V - G)^2; with ``clip``: mean max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2).
+    smooth_l1: Huber with threshold 1 (not with ``clip``).
+    """
+
+    def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: Literal["l2", "smooth_l1"],
+                 mask: NestedKey | None = None):
+        if kind not in ("l2", "smooth_l1"):
+            raise ValueError(f"unknown value loss {kind!r}; choose from ['l2', 'smooth_l1']")
+        if clip is not None and kind != "l2":
+            raise ValueError("a clipped value loss is defined for kind 'l2' only")
+        super().__init__([*critic.in_keys, VALUE_TARGET, *([] if clip is None else [VALUE]), *([mask] if mask else [])])
+        self.critic, self.clip, self.kind, self.mask = critic, clip, kind, mask
+
+    def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
+        """``loss_value`` and the share of variance explained."""
+        value, target = call(self.critic, {key: minibatch[key] for key in self.critic.in_keys}), minibatch[VALUE_TARGET]
+        if self.kind == "smooth_l1":
+            error = torch.nn.functional.smooth_l1_loss(value, target, reduction="none")
+        elif self.clip is None:
+            error = (value - target).square()
+        else:
+            error = clipped_value_error(value, minibatch[VALUE], target, clip=self.clip)
+        loss = masked_mean(error, minibatch[self.mask].unsqueeze(-1) if self.mask else None)
+        with torch.no_grad():
+            explained = 1 - (target - value).var() / target.var().clamp_min(1e-8)
+        return TensorDict({"loss_value": loss, "explained_variance": explained})

@@ -1,0 +1,138 @@
+"""Advantages and value targets for a group of agents, as a TorchRL value estimator.
+
+TorchRL's GAE loops batch-first or vectorises through a large matrix; on a CPU the time-first loop here is 2 to 20
+times faster (specs: equal to 6e-6). It also adds what EPyMARL's learners need: n-step targets from a target critic
+and standardised rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor
+from torchrl.objectives.value import ValueEstimatorBase
+
+from suite import distributed
+from suite.modules.functional import gae, nstep_returns
+from suite.modules.lowered import Lowered
+from suite.modules.normalizer import RunningMoments
+from suite.modules.policies import CRITIC_HIDDEN
+from suite.specs import ADVANTAGE, DONE, IS_INIT, REWARD, TERMINATED, VALUE, VALUE_TARGET
+
+Normalization = Literal["none", "batch", "agent"]
+
+
+class Returns(ValueEstimatorBase):
+    """Writes state values, advantages and value targets [N, T, A, 1] into a batch.
+
+    Args:
+        critic: writes `VALUE`; may be a sequence that begins with encoders; may be recurrent.
+        kind: ``gae`` (advantage from lambda, target = A + V) or ``nstep`` (target = n-step return, A = G - V).
+        normalize: advantages over the whole batch, per agent, or not; over all processes.
+        target_tau: None bootstraps from the critic itself; otherwise from a copy that moves by this fraction after
+            each iteration (`step_target`).
+        standardize_reward: subtract the running mean and divide by the running standard deviation, updated with the
+            batch first (EPyMARL, without epsilon).
+    """
+
+    def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Literal["gae", "nstep"], gamma: float,
+                 lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
+                 standardize_reward: bool = False):
+        _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
+        super().__init__(value_network=critic)
+        self.set_keys(advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD, done=DONE, terminated=TERMINATED)
+        self.kind, self.gamma, self.lmbda, self.n, self.normalize, self.tau = kind, gamma, lmbda, n, normalize, target_tau
+        self.critic_keys = list(critic.in_keys)
+        self.recurrent = CRITIC_HIDDEN in self.critic_keys
+        self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch
+        self.lowered = Lowered(critic)
+        self.target = copy.deepcopy(critic).requires_grad_(False) if target_tau is not None else None
+        self.lowered_target = Lowered(self.target) if self.target is not None else self.lowered
+        self.reward_moments = RunningMoments((1,)) if standardize_reward else None
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None) -> TensorDictBase:
+        """Estimate for a batch [N, T]; parameters are the critic's own."""
+        reward, done, terminated = (tensordict["next", *key] for key in (REWARD, DONE, TERMINATED))
+        if self.reward_moments is not None:
+            self.reward_moments.update(reward)
+            reward = (reward - self.reward_moments.mean) / self.reward_moments.var.sqrt()
+        value, next_value = self._values(tensordict)
+        if self.kind == "gae":
+            advantage, target = gae(reward, value, next_value, done, terminated, gamma=self.gamma, lmbda=self.lmbda)
+        else:
+            target = nstep_returns(reward, next_value, done, terminated, gamma=self.gamma, n=self.n)
+            advantage = target - value
+        tensordict[VALUE], tensordict[VALUE_TARGET] = value, target
+        tensordict[ADVANTAGE] = self._normalized(advantage)
+        return tensordict
+
+    def step_target(self, batch: TensorDictBase) -> None:
+        """Move the target critic towards the critic: theta' += tau (theta - theta')."""
+        with torch.no_grad():
+            source = self.value_network.parameters()
+            for old, new in zip(self.target.parameters(), source, strict=True):
+                old.lerp_(new, self.tau)
+
+    def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        keys = [key for key in self.critic_keys if key not in (CRITIC_HIDDEN, IS_INIT)]
+        now = {key: batch[key] for key in keys}
+        after = {key: batch[("next", key) if isinstance(key, str) else ("next", *key)] for key in keys}
+        if self.recurrent:
+            value, next_value = self._recurrent_values("critic", self.lowered, batch, now, after)
+            if self.target is not None:
+                next_value = self._recurrent_values("target", self.lowered_target, batch, now, after)[1]
+            return value, next_value
+        if self.target is not None:
+            return self.lowered(now)[VALUE], self.lowered_target(after)[VALUE]
+        return self.lowered({key: torch.cat([now[key], after[key]]) for key in keys})[VALUE].chunk(2)
+
+    def _recurrent_values(self, name: str, lowered: Lowered, batch: TensorDictBase, now: dict, after: dict):
+        """Values along the rows, and of each next observation from the state reached there (one cell, all at once)."""
+        n, steps = batch.shape
+        start = self.hidden.get(name)
+        if start is None:
+            trunk = lowered.steps[-1].module.trunk
+            start = batch["next", *REWARD].new_zeros(n, trunk.assemble.rows, trunk.gru.hidden_dim)
+        hidden = start.unsqueeze(1).expand(-1, steps, -1, -1)
+        if name == "critic":
+            batch[CRITIC_HIDDEN] = hidden
+        out = lowered(now | {CRITIC_HIDDEN: hidden, IS_INIT: batch[IS_INIT]})
+        reached = out["next", *CRITIC_HIDDEN]
+        self.hidden[name] = reached[:, -1].clone()
+        single = {key: x.flatten(0, 1) for key, x in after.items()}
+        single |= {CRITIC_HIDDEN: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}
+        return out[VALUE], lowered(single)[VALUE].unflatten(0, (n, steps))
+
+    def _normalized(self, advantage: Tensor) -> Tensor:
+        if self.normalize == "none":
+            return advantage
+        dims = (0, 1, 2, 3) if self.normalize == "batch" else (0, 1, 3)
+        mean, var, _ = distributed.moments(advantage, dims)
+        if self.normalize == "agent":
+            mean, var = mean.unsqueeze(-1), var.unsqueeze(-1)
+        return (advantage - mean) / (var.sqrt() + 1e-8)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Recurrent states of the critics, for exact resume."""
+        return {name: value.clone() for name, value in self.hidden.items()}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Put the recurrent states back."""
+        self.hidden = {name: value.clone() for name, value in state.items()}
+
+
+def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, target_tau: float | None) -> None:
+    if kind not in ("gae", "nstep"):
+        raise ValueError(f"unknown return estimate {kind!r}; choose from ['gae', 'nstep']")
+    if normalize not in ("none", "batch", "agent"):
+        raise ValueError(f"unknown advantage normalisation {normalize!r}; choose from ['agent', 'batch', 'none']")
+    for name, value, low in (("gamma", gamma, 0), ("gae_lambda", lmbda, 0), ("target_tau", target_tau, 0)):
+        if value is not None and not low <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    if n < 1:
+        raise ValueError(f"n-step returns need n >= 1, got {n}")

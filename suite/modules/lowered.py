@@ -1,0 +1,86 @@
+"""A TensorDictSequential executed on a plain dict of tensors: same modules, same parameters, no TensorDict in the loop.
+
+A TensorDictModule call costs 60 microseconds of bookkeeping before any arithmetic; a rollout makes thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+from torch.distributions import Distribution
+
+Tensors = dict[NestedKey, Tensor]
+
+
+class Lowered:
+    """Runs ``policy`` on a dict {key: tensor}, which it extends in place and returns.
+
+    Plain TensorDictModules and probabilistic ones are called directly; any other TensorDict module (exploration
+    noise, a foreign wrapper) still runs, on a TensorDict made for the occasion.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase):
+        self.policy = policy
+        self.steps = list(_flatten(policy))
+
+    def __call__(self, tensors: Tensors, *, deterministic: bool = False) -> Tensors:
+        """Run all modules; a probabilistic one samples, or takes its deterministic value, and writes its log-prob."""
+        for module in self.steps:
+            if isinstance(module, ProbabilisticTensorDictModule):
+                dist = _distribution(module, tensors)
+                value = dist.deterministic_sample if deterministic else dist.sample()
+                tensors[module.out_keys[0]] = value
+                if module.return_log_prob:
+                    tensors[module.log_prob_key] = dist.log_prob(value)
+            elif type(module) is TensorDictModule:
+                out = module.module(*[tensors[key] for key in module.in_keys])
+                tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
+            else:
+                _call_wrapped(module, tensors)
+        return tensors
+
+    def distribution(self, tensors: Tensors) -> Distribution:
+        """The action distribution given the inputs; gradients flow to everything before it."""
+        tensors = dict(tensors)
+        for module in self.steps:
+            if isinstance(module, ProbabilisticTensorDictModule):
+                return _distribution(module, tensors)
+            out = module.module(*[tensors[key] for key in module.in_keys])
+            tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
+        raise ValueError("this policy has no probabilistic module, so it has no action distribution")
+
+
+def call(module: TensorDictModule, tensors: Tensors) -> Tensor:
+    """First output of one plain TensorDictModule on a dict (or TensorDict) of its inputs."""
+    out = module.module(*[tensors[key] for key in module.in_keys])
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _flatten(module: TensorDictModuleBase) -> Iterator[TensorDictModuleBase]:
+    if isinstance(module, TensorDictSequential):
+        for part in module:
+            yield from _flatten(part)
+    else:
+        yield module
+
+
+def _distribution(module: ProbabilisticTensorDictModule, tensors: Tensors) -> Distribution:
+    params = {name[-1] if isinstance(name, tuple) else name: tensors[key]
+              for name, key in zip(module.dist_keys, module.in_keys, strict=True)}
+    return module.distribution_class(**params, **module.distribution_kwargs)
+
+
+def _call_wrapped(module: TensorDictModuleBase, tensors: Tensors) -> None:
+    wanted = [key for key in module.in_keys if key in tensors] if module.in_keys else list(tensors)
+    first = tensors[wanted[0]]
+    td = TensorDict({}, batch_size=first.shape[:1], device=first.device)
+    for key in wanted:
+        td[key] = tensors[key]
+    td = module(td)
+    for key in td.keys(True, True):
+        tensors[key] = td[key]
+
+

@@ -1,0 +1,142 @@
+"""Networks over agents: one set of parameters for all, one per role, or one per agent, without a loop over agents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Sharing = Literal["all", "roles", "none"]
+Init = Literal["default", "orthogonal"]
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+def sharing_index(share: Sharing, agent_types: Sequence[int]) -> list[int] | None:
+    """Which parameter set each agent uses; None if all agents use the same one."""
+    choices = {"all": None, "roles": list(agent_types), "none": list(range(len(agent_types)))}
+    if share not in choices:
+        raise ValueError(f"unknown parameter sharing {share!r}; choose from {sorted(choices)}")
+    index = choices[share]
+    return None if index is None or len(set(index)) == 1 else index
+
+
+class AgentLinear(nn.Module):
+    """Linear layers stacked over parameter sets: x [..., A, in] -> [..., A, out], agent a uses set ``index[a]``."""
+
+    def __init__(self, in_dim: int, out_dim: int, index: Sequence[int]):
+        super().__init__()
+        layers = [nn.Linear(in_dim, out_dim) for _ in range(max(index) + 1)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+        self.distinct = list(index) == list(range(len(layers)))
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply each agent's own layer with one batched product."""
+        weight, bias = (self.weight, self.bias) if self.distinct else (self.weight[self.index], self.bias[self.index])
+        rows = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
+        out = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+        return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+
+
+def linear(in_dim: int, out_dim: int, index: Sequence[int] | None, *, init: Init, gain: float = 1.0) -> nn.Module:
+    """A linear layer over agents; orthogonal init applies ``gain`` and zero bias to every parameter set."""
+    layer = nn.Linear(in_dim, out_dim) if index is None else AgentLinear(in_dim, out_dim, index)
+    if init == "orthogonal":
+        with torch.no_grad():
+            for weight in layer.weight.view(-1, out_dim, in_dim):
+                nn.init.orthogonal_(weight, gain)
+            layer.bias.zero_()
+    elif init != "default":
+        raise ValueError(f"unknown init {init!r}; choose from ['default', 'orthogonal']")
+    return layer
+
+
+def mlp(in_dim: int, out_dim: int | None, index: Sequence[int] | None, *, cells: Sequence[int], activation: str,
+        init: Init, out_gain: float = 1.0) -> nn.Sequential:
+    """Hidden layers with an activation after each, and a linear output unless ``out_dim`` is None."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; choose from {sorted(ACTIVATIONS)}")
+    gain = {"tanh": 5 / 3, "relu": math.sqrt(2), "elu": math.sqrt(2)}[activation]
+    layers: list[nn.Module] = []
+    for width in cells:
+        layers += [linear(in_dim, width, index, init=init, gain=gain), ACTIVATIONS[activation]()]
+        in_dim = width
+    if out_dim is not None:
+        layers.append(linear(in_dim, out_dim, index, init=init, gain=out_gain))
+    return nn.Sequential(*layers)
+
+
+class AgentInput(nn.Module):
+    """Concatenates its inputs [..., A, d_k] and, if asked, a one-hot agent id."""
+
+    def __init__(self, n_agents: int, agent_id: bool):
+        super().__init__()
+        self.agent_id, self.rows = agent_id, n_agents
+        self.register_buffer("ids", torch.eye(n_agents), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Concatenate along the last dimension."""
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+        return torch.cat([x, self.ids.expand(*x.shape[:-1], -1)], -1) if self.agent_id else x
+
+
+class JointInput(nn.Module):
+    """What a central critic sees: ``state`` [..., S], or all agents' inputs [..., A, d] side by side.
+
+    The result is [..., A, joint (+ A with ids)] if ``per_agent``, else one row for all, [..., 1, joint].
+    """
+
+    def __init__(self, n_agents: int, *, agent_id: bool, per_agent: bool, has_state: bool):
+        super().__init__()
+        self.agent_id, self.per_agent, self.has_state = agent_id, per_agent, has_state
+        self.rows = n_agents if per_agent else 1
+        self.register_buffer("ids", torch.eye(n_agents), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Flatten over agents, concatenate, append ids."""
+        parts = [x if self.has_state and k == 0 else x.flatten(-2) for k, x in enumerate(inputs)]
+        joint = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).unsqueeze(-2)
+        if not self.per_agent:
+            return joint
+        n, batch = len(self.ids), joint.shape[:-2]
+        rows = joint.expand(*batch, n, -1)
+        return torch.cat([rows, self.ids.expand(*batch, n, n)], -1) if self.agent_id else rows
+
+
+class AgentGRU(nn.Module):
+    """GRU over [N, (T,) A, in] whose state is zero at episode starts; in sequence mode it loops over T only.
+
+    Gates as in ``nn.GRUCell`` (reset, update, new). The parameters may be shared, per role or per agent.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, index: Sequence[int] | None, *, init: Init):
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.from_input = linear(in_dim, 3 * hidden_dim, index, init=init)
+        self.from_hidden = linear(hidden_dim, 3 * hidden_dim, index, init=init)
+
+    def cell(self, gates: Tensor, hidden: Tensor) -> Tensor:
+        """One step from the input's part of the gates [..., A, 3H] and the state [..., A, H]."""
+        reset_x, update_x, new_x = gates.chunk(3, -1)
+        reset_h, update_h, new_h = self.from_hidden(hidden).chunk(3, -1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return new + update * (hidden - new)
+
+    def forward(self, x: Tensor, hidden: Tensor, is_init: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and next state; in sequence mode (x [N, T, A, in]) only the first ``hidden`` is read."""
+        keep = (~is_init).unsqueeze(-1).to(x.dtype)
+        gates = self.from_input(x)  # all time steps in one product
+        if x.ndim == 3:
+            out = self.cell(gates, hidden * keep)
+            return out, out
+        out, state = [], hidden[:, 0]
+        for gates_t, keep_t in zip(gates.unbind(1), keep.unbind(1), strict=True):
+            state = self.cell(gates_t, state * keep_t)
+            out.append(state)
+        sequence = torch.stack(out, 1)
+        return sequence, sequence

@@ -1,0 +1,160 @@
+"""Actors and critics as TensorDictModules, feed-forward or recurrent, for any parameter sharing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from tensordict import NestedKey
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from suite.modules.distributions import Categorical, DiagonalNormal, TanhNormal
+from suite.modules.networks import AgentGRU, AgentInput, Init, JointInput, Sharing, linear, mlp, sharing_index
+from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE, Specs
+
+Head = Literal["tanh_normal", "normal"]
+CRITIC_HIDDEN = (GROUP, "critic_hidden")
+MASKED_LOGIT = -1e10
+MIN_SCALE = 1e-4
+
+
+class Trunk(nn.Module):
+    """Input assembly, hidden layers and, if recurrent, a GRU: inputs [..., A, d_k] -> [..., rows, width]."""
+
+    def __init__(self, assemble: nn.Module, in_dim: int, *, index: Sequence[int] | None, cells: Sequence[int],
+                 activation: str, init: Init, recurrent_dim: int):
+        super().__init__()
+        self.assemble = assemble
+        self.hidden = mlp(in_dim, None, index, cells=cells, activation=activation, init=init)
+        self.width = cells[-1] if cells else in_dim
+        self.gru = AgentGRU(self.width, recurrent_dim, index, init=init) if recurrent_dim else None
+        self.width = recurrent_dim or self.width
+
+    def forward(self, inputs: Sequence[Tensor], memory: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Features, and the next state if recurrent; ``memory`` is (hidden, is_init), or empty."""
+        x = self.hidden(self.assemble(*inputs))
+        return (x, None) if self.gru is None else self.gru(x, *memory)
+
+
+class ActorNetwork(nn.Module):
+    """Trunk and head: logits (masked), or location and positive scale; then the next state if recurrent.
+
+    Positional inputs in order: observation, features ..., [action mask], [hidden, is_init].
+    """
+
+    def __init__(self, trunk: Trunk, specs: Specs, *, num_inputs: int, head: Head, state_dependent_scale: bool,
+                 index: Sequence[int] | None, init: Init):
+        super().__init__()
+        self.trunk, self.num_inputs, self.has_mask = trunk, num_inputs, specs.has_mask and specs.discrete
+        self.discrete, self.state_dependent_scale = specs.discrete, state_dependent_scale
+        both = not specs.discrete and state_dependent_scale
+        self.out = linear(trunk.width, specs.action_dim * (1 + both), index, init=init, gain=0.01)
+        if not specs.discrete and not state_dependent_scale:
+            self.log_scale = nn.Parameter(torch.zeros(specs.n_agents if index else 1, specs.action_dim))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Distribution parameters, then the next hidden state if recurrent."""
+        rest = inputs[self.num_inputs:]
+        mask, memory = (rest[0], rest[1:]) if self.has_mask else (None, rest)
+        x, hidden = self.trunk(inputs[:self.num_inputs], memory)
+        out = self.out(x)
+        if self.discrete:
+            params = (out if mask is None else out.masked_fill(~mask, MASKED_LOGIT),)
+        elif self.state_dependent_scale:
+            loc, raw = out.chunk(2, -1)
+            params = loc, F.softplus(raw + 0.5413) + MIN_SCALE  # softplus(0.5413) = 1: unit scale at the start
+        else:
+            params = out, self.log_scale.exp().expand_as(out)
+        return params if hidden is None else (*params, hidden)
+
+
+class CriticNetwork(nn.Module):
+    """Trunk and linear output: value [..., A, 1], equal for all agents when the critic has one row for all."""
+
+    def __init__(self, trunk: Trunk, n_agents: int, *, index: Sequence[int] | None, init: Init):
+        super().__init__()
+        self.trunk, self.n_agents = trunk, n_agents
+        self.out = linear(trunk.width, 1, index, init=init)
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Value, and the next hidden state if recurrent (the last two inputs are then hidden and is_init)."""
+        split = len(inputs) - (2 if self.trunk.gru is not None else 0)
+        x, hidden = self.trunk(inputs[:split], inputs[split:])
+        value = self.out(x)
+        value = value.expand(*value.shape[:-2], self.n_agents, 1)
+        return value if hidden is None else (value, hidden)
+
+
+def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, agent_id: bool, cells: Sequence[int],
+               activation: str, init: Init, recurrent_dim: int, head: Head, state_dependent_scale: bool,
+               device: torch.device | str) -> ProbabilisticTensorDictSequential:
+    """Stochastic policy: reads observation and ``features``, writes action and its log-probability [..., A].
+
+    Raises:
+        ValueError: unknown sharing, activation, init or head.
+    """
+    index = sharing_index(share, specs.agent_types)
+    in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
+    trunk = Trunk(AgentInput(specs.n_agents, agent_id), in_dim, index=index, cells=cells, activation=activation,
+                  init=init, recurrent_dim=recurrent_dim)
+    network = ActorNetwork(trunk, specs, num_inputs=1 + len(features), head=head, index=index, init=init,
+                           state_dependent_scale=state_dependent_scale)
+    distribution, names, kwargs = _distribution(specs, head, device)
+    params = [(GROUP, name) for name in names]
+    in_keys = [OBSERVATION, *features, *([ACTION_MASK] if network.has_mask else [])]
+    out_keys = list(params)
+    if recurrent_dim:
+        in_keys, out_keys = [*in_keys, HIDDEN, IS_INIT], [*out_keys, ("next", *HIDDEN)]
+    actor = ProbabilisticTensorDictSequential(
+        TensorDictModule(network.to(device), in_keys=in_keys, out_keys=out_keys),
+        ProbabilisticTensorDictModule(in_keys=params, out_keys=[ACTION], distribution_class=distribution,
+                                      distribution_kwargs=kwargs, return_log_prob=True, log_prob_key=LOG_PROB,
+                                      default_interaction_type="random"))
+    return actor
+
+
+def _distribution(specs: Specs, head: Head, device):
+    if specs.discrete:
+        return Categorical, ["logits"], {}
+    if head == "normal":
+        return DiagonalNormal, ["loc", "scale"], {}
+    if head == "tanh_normal":
+        return TanhNormal, ["loc", "scale"], {"low": specs.low.to(device), "high": specs.high.to(device)}
+    raise ValueError(f"unknown head {head!r}; choose from ['normal', 'tanh_normal']")
+
+
+def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bool, share: Sharing, agent_id: bool,
+                cells: Sequence[int], activation: str, init: Init, recurrent_dim: int,
+                device: torch.device | str) -> TensorDictModule:
+    """Value network writing [..., A, 1]: of ``state`` or all observations (central), or of each agent's own.
+
+    A central critic gives one value for all agents unless it has agent ids or unshared parameters.
+    """
+    index = sharing_index(share, specs.agent_types)
+    n, per_agent = specs.n_agents, agent_id or index is not None
+    has_state = centralized and specs.state_dim is not None
+    if centralized:
+        assemble = JointInput(n, agent_id=agent_id, per_agent=per_agent, has_state=has_state)
+        in_dim = (specs.state_dim if has_state else n * specs.obs_dim) + n * sum(features.values())
+    else:
+        assemble = AgentInput(n, agent_id)
+        in_dim = specs.obs_dim + sum(features.values())
+    trunk = Trunk(assemble, in_dim + (n if agent_id else 0), index=index, cells=cells, activation=activation, init=init,
+                  recurrent_dim=recurrent_dim)
+    network = CriticNetwork(trunk, n, index=index, init=init).to(device)
+    in_keys, out_keys = [STATE if has_state else OBSERVATION, *features], [VALUE]
+    if recurrent_dim:
+        in_keys, out_keys = [*in_keys, CRITIC_HIDDEN, IS_INIT], [*out_keys, ("next", *CRITIC_HIDDEN)]
+    return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
+
+
+def hidden_shapes(module: nn.Module, n_agents: int) -> dict[NestedKey, tuple[int, ...]]:
+    """Shapes without the env dimension of the recurrent states that a policy carries from step to step."""
+    shapes = {}
+    for part in module.modules():
+        if type(part) is TensorDictModule and HIDDEN in part.in_keys:  # not a sequence around it
+            shapes[HIDDEN] = (n_agents, part.module.trunk.gru.hidden_dim)
+    return shapes

@@ -1,0 +1,207 @@
+"""The run folder: resolved config, versions, metrics, checkpoints, videos; the progress bar; stopping and resuming.
+
+    runs/cooperative/vmas.navigation/mappo-none/seed1/
+        config.json      every number, library versions, git commit, command
+        metrics/         scalars/<name>.csv (frames,value) and TensorBoard events, through TorchRL's loggers
+        checkpoints/     <iteration>.rank<r>.pt with a .sha256 beside it
+        videos/          episodes as GIF
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torchrl.record import CSVLogger, TensorboardLogger
+from tqdm import tqdm
+
+from suite import distributed
+from suite.checkpoint import Checkpoints
+
+LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
+LOGGERS = ("csv", "tensorboard", "wandb")
+# a resumed run may change these: they do not alter what an iteration computes
+FREE = ("frames", "evaluate_every", "checkpoint_every", "loggers", "keep_checkpoints", "videos", "resume", "overwrite",
+        "run_dir", "quiet", "eval_episodes")
+
+
+class Run:
+    """One training run on disk.
+
+    Args:
+        path: the run folder; must not exist unless ``resume`` or ``overwrite``.
+        config: every option of the run as plain data.
+        resume: continue from the newest whole checkpoint; the config must agree with the stored one.
+        overwrite: delete what is there.
+        loggers: names out of ``LOGGERS``.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False, overwrite: bool = False,
+                 loggers: Sequence[str] = ("csv", "tensorboard"), keep_checkpoints: int = 2, quiet: bool = False):
+        self.path, self.config = Path(path), config
+        self.first = distributed.rank() == 0
+        self.checkpoints = Checkpoints(self.path / "checkpoints", rank=distributed.rank(), keep=keep_checkpoints)
+        self.state = self._resume() if resume else None
+        if self.first and not resume:
+            self._create(overwrite)
+        self.loggers = [_make_logger(name, self.path) for name in loggers] if self.first else []
+        self.bar = tqdm(total=config.get("frames"), unit="frame", unit_scale=True, disable=quiet or not self.first,
+                        initial=0 if self.state is None else self.state["frames"], dynamic_ncols=True)
+        self.shown: dict[str, float] = {}
+        self.evaluations: list[tuple[int, float]] = []
+        self._signal: int | None = None
+
+    # ------------------------------------------------------------------ creating and resuming
+
+    def _create(self, overwrite: bool) -> None:
+        if self.path.exists() and any(self.path.iterdir()):
+            if not overwrite:
+                raise ValueError(f"{self.path} exists: continue it with --resume {self.path}, or replace it with --overwrite")
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.json").write_text(json.dumps(
+                {"config": self.config, "versions": versions(), "commit": commit(), "command": " ".join(sys.argv)}, indent=2))
+        except OSError as error:
+            raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
+
+    def _resume(self) -> dict[str, Any]:
+        stored = stored_config(self.path)
+        if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in self.config.items()
+                           if key not in FREE and stored.get(key) != value]:
+            raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences))
+        whole = set(self.checkpoints.whole())
+        common = self.checkpoints.load()["iteration"] if distributed.world_size() == 1 else distributed.largest_common(whole)
+        state = self.checkpoints.load(common)
+        if self.first:
+            _trim(self.path / "metrics" / "scalars", state["frames"])
+        return state
+
+    # ------------------------------------------------------------------ what the trainer calls
+
+    def log(self, row: dict[str, float], *, frames: int) -> None:
+        """Write one row of metrics at a frame count, and show the main ones on the bar."""
+        for logger in self.loggers:
+            for name, value in row.items():
+                logger.log_scalar(name, value, step=frames)
+        if "eval/return_greedy" in row:
+            self.evaluations.append((frames, row["eval/return_greedy"]))
+        names = {"episode/return": "return", "eval/return": "eval"}
+        self.shown |= {short: row[name] for name, short in names.items() if name in row}
+        text = {short: f"{value:.2f}" for short, value in self.shown.items()}
+        if "time/update" in row:
+            share = row["time/collect"] / (row["time/collect"] + row["time/update"])
+            text["collect/update"] = f"{share:.0%}/{1 - share:.0%}"
+        self.bar.set_postfix(text, refresh=False)
+        self.bar.update(frames - self.bar.n)
+
+    def save(self, state: dict[str, Any], *, iteration: int, frames: int) -> None:
+        """Write a checkpoint; every process its own."""
+        self.checkpoints.save(state | {"frames": frames, "iteration": iteration}, iteration)
+
+    @property
+    def stop_requested(self) -> bool:
+        """True after Ctrl-C or SIGTERM, on every process as soon as one process was told."""
+        return distributed.any_process(self._signal is not None)
+
+    def conclude(self, trainer: Any, *, video: bool, module: str, swap: str) -> None:
+        """Print what came out: returns before and after, the folder, and the commands to watch, resume and swap."""
+        self.bar.close()
+        if not self.first:
+            return
+        lines = []
+        if self.evaluations:
+            (_, before), (frames, after) = self.evaluations[0], self.evaluations[-1]
+            lines.append(f"return   {before:.3f} -> {after:.3f} after {frames:,} frames (greedy, fresh episodes)")
+        if video and trainer.evaluate is not None and not self.stop_requested:
+            lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
+        lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
+                  f"resume   python -m {module} --resume {self.path} --frames {2 * trainer.frames}",
+                  f"swap     python -m {module} {swap}"]
+        print("\n".join(lines))
+
+    # ------------------------------------------------------------------ signals
+
+    def __enter__(self) -> Run:
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self.bar.close()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal is not None:  # asked twice: leave at once, the last checkpoint stays
+            raise KeyboardInterrupt
+        self._signal = number
+        self.bar.write("stopping after this iteration, with a checkpoint (again to stop at once)")
+
+
+class MemoryRun:
+    """A run that keeps its rows in a list and writes nothing: for notebooks and tests."""
+
+    stop_requested = False
+
+    def __init__(self):
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, row: dict[str, float], *, frames: int) -> None:
+        """Keep the row."""
+        self.rows.append({"frames": frames, **row})
+
+    def save(self, state: dict[str, Any], *, iteration: int, frames: int) -> None:
+        """Checkpoints are not kept."""
+
+
+def stored_config(path: str | Path) -> dict[str, Any]:
+    """The config in a run folder; ValueError if there is none."""
+    file = Path(path) / "config.json"
+    if not file.exists():
+        raise ValueError(f"{path} is not a run folder: it has no config.json")
+    return json.loads(file.read_text())["config"]
+
+
+def versions() -> dict[str, str]:
+    """Python and library versions, and the processor."""
+    return {"python": platform.python_version(), "machine": platform.machine()} | {name: version(name) for name in LIBRARIES}
+
+
+def commit() -> str:
+    """The git commit of the source tree, marked if it was changed; 'unknown' outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        run = lambda *command: subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout  # noqa: E731
+        return run("rev-parse", "--short", "HEAD").strip() + ("+changes" if run("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _make_logger(name: str, path: Path):
+    if name == "csv":
+        return CSVLogger(exp_name="metrics", log_dir=str(path))
+    if name == "tensorboard":
+        return TensorboardLogger(exp_name="metrics", log_dir=str(path))
+    if name == "wandb":
+        from torchrl.record import WandbLogger
+
+        return WandbLogger(exp_name=str(path), project="cooperative")
+    raise ValueError(f"unknown logger {name!r}; choose from {sorted(LOGGERS)}")
+
+
+def _trim(folder: Path, frames: int) -> None:
+    """Drop the rows after a checkpoint: the resumed run writes them again."""
+    for file in folder.rglob("*.csv"):
+        lines = file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= frames]
+        if len(kept) < len(lines):
+            file.write_text("".join(kept))

@@ -1,0 +1,69 @@
+"""The TensorDict keys that environments, losses and networks meet in, and the few sizes that networks need.
+
+Shapes: N environments, T steps, A agents of the one group ``agents``; time is dimension 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchrl.data import Bounded, Categorical
+from torchrl.envs import EnvBase
+
+GROUP = "agents"
+OBSERVATION = (GROUP, "observation")  # [N, T, A, obs]
+ACTION = (GROUP, "action")  # [N, T, A, act], or int64 [N, T, A]
+ACTION_MASK = (GROUP, "action_mask")  # bool [N, T, A, n], optional
+ALIVE = (GROUP, "mask")  # bool [N, T, A], optional, False for agents that have left the episode
+LOG_PROB = (GROUP, "action_log_prob")  # [N, T, A]
+REWARD = (GROUP, "reward")  # [N, T, A, 1], under "next"
+DONE = (GROUP, "done")  # bool [N, T, A, 1], under "next", written by prepare
+TERMINATED = (GROUP, "terminated")
+VALUE = (GROUP, "state_value")  # [N, T, A, 1]
+ADVANTAGE = (GROUP, "advantage")
+VALUE_TARGET = (GROUP, "value_target")
+HIDDEN = (GROUP, "hidden")  # [N, T, A, H], recurrent state before the step
+STATE = "state"  # [N, T, S], optional, critics and teachers only
+IS_INIT = "is_init"  # bool [N, T, 1], first step of an episode
+
+
+@dataclass(frozen=True)
+class Specs:
+    """What networks must know about an environment.
+
+    ``action_dim`` is the number of choices of a discrete action, else the length of a continuous one; ``low`` and
+    ``high`` are the bounds [A, act] of a continuous action; ``agent_types`` holds one role number per agent; ``alive``
+    is the key of a bool [..., A] where agents can die early.
+    """
+
+    n_agents: int
+    obs_dim: int
+    action_dim: int
+    discrete: bool
+    agent_types: tuple[int, ...]
+    has_mask: bool = False
+    alive: tuple[str, str] | None = None
+    state_dim: int | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    @classmethod
+    def from_env(cls, env: EnvBase) -> Specs:
+        """Read the sizes from an environment's specs; ValueError if its actions are of no supported kind."""
+        observations, batch = env.observation_spec, env.batch_size
+        keys = set(observations.keys(True, True))
+        if OBSERVATION not in keys:
+            raise ValueError(f"the environment writes {sorted(map(str, keys))}; a group {GROUP!r} with 'observation' is needed")
+        action = env.full_action_spec[ACTION]
+        n_agents, obs_dim = observations[OBSERVATION].shape[-2:]
+        common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys,
+                      agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
+                      alive=ALIVE if ALIVE in keys else None,
+                      state_dim=observations[STATE].shape[-1] if STATE in keys else None)
+        if isinstance(action, Categorical):
+            return cls(action_dim=action.space.n, discrete=True, **common)
+        if isinstance(action, Bounded):
+            low, high = (bound.reshape(*batch, n_agents, -1)[(0,) * len(batch)] for bound in (action.space.low, action.space.high))
+            return cls(action_dim=action.shape[-1], discrete=False, low=low, high=high, **common)
+        raise ValueError(f"unsupported action spec {type(action).__name__}; Categorical and Bounded are supported")
