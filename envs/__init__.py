@@ -35,7 +35,9 @@ def make_env(task: str, *, num_envs: int, device: torch.device | str = "cpu", se
         raise ValueError(f"unknown task {task!r}: write 'family/name' with a family of {sorted(FAMILIES)}"
                          + suggestion(family, FAMILIES))
     check_sizes(num_envs=num_envs, max_steps=max_steps)
-    return _maker(family)(name, num_envs=num_envs, device=resolve_device(device), seed=seed, max_steps=max_steps, **options)
+    return _maker(family)(
+        name, num_envs=num_envs, device=resolve_device(device), seed=seed, max_steps=max_steps, **options
+    )
 
 
 def _maker(family: str) -> Callable[..., BatchedEnv]:

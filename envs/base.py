@@ -146,15 +146,24 @@ class BatchedEnv(EnvBase):
 
     # ------------------------------------------------------------------ specs
 
-    def _set_specs(self, *, observation_dim: int, action: TensorSpec, observations: dict[NestedKey, TensorSpec] | None = None,
-                   action_mask: int | None = None, state_dim: int | None = None) -> None:
+    def _set_specs(
+        self,
+        *,
+        observation_dim: int,
+        action: TensorSpec,
+        observations: dict[NestedKey, TensorSpec] | None = None,
+        action_mask: int | None = None,
+        state_dim: int | None = None,
+    ) -> None:
         """Declare the specs of the one group from sizes without the batch dimension.
 
         ``action`` has shape [A, act] (continuous) or [A] (categorical); ``observations`` are further entries with
         shapes that begin with A under the group, or without A at the root.
         """
         n, a = self.num_envs, self.n_agents
-        group = Composite({"observation": Unbounded((n, a, observation_dim), device=self.device)}, shape=(n, a), device=self.device)
+        group = Composite(
+            {"observation": Unbounded((n, a, observation_dim), device=self.device)}, shape=(n, a), device=self.device
+        )
         root = Composite({GROUP: group}, shape=(n,), device=self.device)
         if action_mask is not None:
             root[ACTION_MASK] = Binary(action_mask, shape=(n, a, action_mask), dtype=torch.bool, device=self.device)

@@ -95,8 +95,12 @@ def _replayed(cfg: Config, acting: TensorDictSequential, explore: nn.Module, los
     replay = Replay(capacity=cfg.buffer_size, steps=cfg.gradient_steps, size=cfg.minibatch_size, warmup=cfg.warmup,
                     keys=keys, device=cfg.device)
     optimisation = _optimisation(cfg)
-    updates = [Update(cfg.algorithm, {cfg.algorithm: loss}, replay, targets=[SoftUpdate(loss.td, tau=cfg.tau)], **optimisation),
-               *aux.updates(cfg.loss, replay, **optimisation)]
+    updates = [
+        Update(
+            cfg.algorithm, {cfg.algorithm: loss}, replay, targets=[SoftUpdate(loss.td, tau=cfg.tau)], **optimisation
+        ),
+        *aux.updates(cfg.loss, replay, **optimisation),
+    ]
     policy = TensorDictSequential(*acting, explore)
     return Parts(policy, acting, updates, replay=replay, refresh=[lambda batch: explore.step(batch.numel())])
 

@@ -21,7 +21,7 @@ from suite.collector import make_collector
 from suite.config import as_plain, check_choice, check_names, check_positive, from_plain, parse_cli, run_cli
 from suite.evaluate import Evaluator
 from suite.losses import STATE_MODELS
-from suite.run import MemoryRun, Run, stored_config
+from suite.run import MemoryRun, Run, stored_run
 from suite.schedules import LinearDecay
 from suite.specs import Specs
 from suite.trainer import Trainer
@@ -30,7 +30,7 @@ from suite.trainer import Trainer
 def configure(chosen: dict[str, str]) -> Config:
     """The Config that an algorithm, a preset, or a run to resume stands for."""
     if "resume" in chosen:
-        return dataclasses.replace(from_plain(Config, stored_config(chosen["resume"])), resume=chosen["resume"],
+        return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
                                    overwrite=False)
     check_choice("algorithm", chosen.setdefault("algorithm", Config.algorithm), ALGORITHMS)
     check_choice("preset", chosen.setdefault("preset", Config.preset), PRESETS)
@@ -50,16 +50,24 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
                          f"algorithms for {kind} actions: {fitting}")
     off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
     if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
-        raise ValueError(f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)")
+        raise ValueError(
+            f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)"
+        )
     if off_policy and (cfg.actor_recurrent_dim or cfg.critic_recurrent_dim):
-        raise ValueError(f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0")
+        raise ValueError(
+            f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0"
+        )
     if off_policy and not cfg.warmup <= cfg.buffer_size:
         raise ValueError(f"warmup {cfg.warmup} is larger than buffer_size {cfg.buffer_size}")
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     """Everything the run needs, composed in the order in which it is used."""
-    for what, value, table in (("algorithm", cfg.algorithm, ALGORITHMS), ("loss", cfg.loss, STATE_MODELS), ("preset", cfg.preset, PRESETS)):
+    for what, value, table in (
+        ("algorithm", cfg.algorithm, ALGORITHMS),
+        ("loss", cfg.loss, STATE_MODELS),
+        ("preset", cfg.preset, PRESETS),
+    ):
         check_choice(what, value, table)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
@@ -76,7 +84,9 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
 
     torch.manual_seed(cfg.seed + distributed.rank())  # equal networks, different actions
     iterations = max(1, -(-cfg.frames // (cfg.num_envs * steps * distributed.world_size())))
-    collector = make_collector(env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector)
+    collector = make_collector(
+        env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector
+    )
     refresh = [*parts.refresh, *([LinearDecay(collector, parts.updates)] if cfg.lr_decay == "linear" else [])]
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
@@ -97,9 +107,13 @@ def make_loss(cfg: Config, specs: Specs):
 
 def main() -> None:
     """The command line."""
-    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset", "resume"))
+    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset", "resume"), prog="python -m recipes.cooperative")
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
-    path = cfg.resume or cfg.run_dir or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
+    path = (
+        cfg.resume
+        or cfg.run_dir
+        or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
+    )
     with Run(path, as_plain(cfg), resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
              keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet) as run:
         trainer = make_trainer(cfg, run)

@@ -32,10 +32,25 @@ _EPYMARL = {"num_envs": 10, "steps": None, "actor_cells": (128,), "critic_cells"
 _EPYMARL_PPO = _EPYMARL | {"lr": 3e-4, "entropy_coef": 0.001, "epochs": 4, "clip": 0.2}
 _EPYMARL_A2C = _EPYMARL | {"lr": 5e-4, "entropy_coef": 0.01, "epochs": 1, "clip": None}
 # BenchMARL's fine-tuned VMAS settings; time limits are terminations there
-_BENCHMARL = {"num_envs": 600, "steps": 100, "actor_cells": (256, 256), "critic_cells": (256, 256), "activation": "tanh",
-              "gamma": 0.9, "gae_lambda": 0.9, "lr": 5e-5, "epochs": 45, "minibatch_size": 4096, "clip": 0.2,
-              "entropy_coef": 0.0, "max_grad_norm": 5.0, "adam_eps": 1e-6, "normalize_advantage": "none",
-              "truncate": False, "frames": 10_000_000}
+_BENCHMARL = {
+    "num_envs": 600,
+    "steps": 100,
+    "actor_cells": (256, 256),
+    "critic_cells": (256, 256),
+    "activation": "tanh",
+    "gamma": 0.9,
+    "gae_lambda": 0.9,
+    "lr": 5e-5,
+    "epochs": 45,
+    "minibatch_size": 4096,
+    "clip": 0.2,
+    "entropy_coef": 0.0,
+    "max_grad_norm": 5.0,
+    "adam_eps": 1e-6,
+    "normalize_advantage": "none",
+    "truncate": False,
+    "frames": 10_000_000,
+}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {name: {} for name in ALGORITHMS},

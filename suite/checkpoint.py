@@ -80,7 +80,9 @@ def broken(path: Path) -> str | None:
     checksum = path.with_suffix(".sha256")
     if not checksum.exists():
         return "its checksum is missing"
-    return None if checksum.read_text().strip() == _digest(path) else "its checksum does not match: truncated or altered"
+    return (
+        None if checksum.read_text().strip() == _digest(path) else "its checksum does not match: truncated or altered"
+    )
 
 
 def _digest(path: Path) -> str:
@@ -93,3 +95,16 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's default generators (Python's and NumPy's are used by no training code of the project)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

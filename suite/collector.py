@@ -112,7 +112,9 @@ class FastCollector:
 
         self.now = [(key, empty(tensors[key])) for key in self.stored]
         self.after = [(key, empty(out[key])) for key in self.returned]
-        self.storage = dict(self.now) | {("next", *([key] if isinstance(key, str) else key)): x for key, x in self.after}
+        self.storage = dict(self.now) | {
+            ("next", *([key] if isinstance(key, str) else key)): x for key, x in self.after
+        }
 
     def _batch(self) -> TensorDictBase:
         n, steps, agents = self.env.num_envs, self.steps, self.env.n_agents
@@ -146,7 +148,9 @@ class FastCollector:
         """Continue where `state_dict` was called."""
         self.env.load_state_dict(state["env"])
         keys = {_text(key): key for key in (*self.observed, *self.carried, IS_INIT)}
-        self.current = {keys[name]: value.to(self.env.device).clone() for name, value in state["current"].items()} or None
+        self.current = {
+            keys[name]: value.to(self.env.device).clone() for name, value in state["current"].items()
+        } or None
         self.frames = state["frames"]
 
 

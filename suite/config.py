@@ -1,4 +1,4 @@
-"""From a frozen dataclass to a command line and back: tyro for the flags, plus option dicts, presets and clean errors."""
+"""From a frozen dataclass to a command line and back: tyro's flags, option dicts, presets, clean errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Options = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
 
 
 def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, choosers: Iterable[str],
-              args: list[str] | None = None) -> T:
+              prog: str, args: list[str] | None = None) -> T:
     """Read a config from the command line.
 
     The flags named in ``choosers`` (such as ``algorithm`` and ``preset``) are read first; ``make_default`` turns them
@@ -49,7 +49,7 @@ def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, c
                     chosen[name] = args[k + 1]
                 elif word.startswith(flag + "="):
                     chosen[name] = word.partition("=")[2]
-    return tyro.cli(config, default=make_default(chosen), args=args, config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(config, prog=prog, default=make_default(chosen), args=args)
 
 
 def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
@@ -57,7 +57,9 @@ def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
     allowed = sorted(allowed)
     if value not in allowed:
         near = get_close_matches(str(value), allowed, n=1)
-        raise ValueError(f"unknown {what} {value!r}; choose from {allowed}" + (f". Did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(
+            f"unknown {what} {value!r}; choose from {allowed}" + (f". Did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None:

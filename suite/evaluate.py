@@ -72,5 +72,7 @@ class Evaluator:
         pictures = [Image.fromarray(frame) for frame in frames]
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=int(1000 * seconds_per_frame), loop=0)
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=int(1000 * seconds_per_frame), loop=0
+        )
         return path

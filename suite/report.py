@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -32,14 +32,12 @@ BOLD_SEEDS = 3  # by chance alone the intervals of 2 against 2 seeds are disjoin
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*")
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=-]*(/[A-Za-z0-9][A-Za-z0-9_+=-]*)*")
 MODES = ("sampled", "greedy")
-KINDS = {"seed": int, "frames": int, "seconds": float, "return_sampled": float, "return_greedy": float, "episodes": int,
-         "length": float, "commit": str}
 
 
 class Evaluation(NamedTuple):
     """One line of a CSV file: fresh episodes of the policy of one seed after that many frames.
 
-    ``seconds`` is the run's wall time so far, ``length`` the mean episode length; a return that was not measured is nan.
+    ``seconds`` is the run's wall time, ``length`` the mean episode length; a return that not measured is nan.
     """
 
     seed: int
@@ -50,6 +48,9 @@ class Evaluation(NamedTuple):
     episodes: int
     length: float
     commit: str
+
+
+KINDS = get_type_hints(Evaluation)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class Table:
     tasks: list[str]
     rows: list[str]
     cells: dict[tuple[str, str], Cell]
+
+    def path(self, task: str, row: str, ending: str) -> Path:
+        """File of one cell."""
+        return self.folder / f"{file_name(row, task)}.{ending}"
 
     def command(self, task: str, row: str) -> str:
         """The command that reproduces one cell."""
@@ -361,16 +366,13 @@ def markdown(summaries: Sequence[Summary], figures: bool = True) -> str:
         lines += [f"| {' | '.join(['task', *map(page.mark, table.rows)])} |", "|:--|" + "--:|" * len(table.rows)]
         for task in [*table.tasks, None] if len(table.tasks) > 1 else table.tasks:
             texts = [page.cell_text(summary, task, row) for row in table.rows]
-            bold = [f"**{text[0]}**" if row == summary.bold.get(task) else text[0]
-                    for row, text in zip(table.rows, texts, strict=True)]
-            body = [" ".join([value, *rest]) for value, (_, *rest) in zip(bold, texts, strict=True)]
-            lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *body])} |")
+            for row, text in zip(table.rows, texts, strict=True):
+                text[0] = f"**{text[0]}**" if row == summary.bold.get(task) else text[0]
+            lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *map(' '.join, texts)])} |")
         lines += ["", *(f"- {label}: {page.mark(text) if label != 'Command' else f'`{text}`'}"
                         for label, text in page.facts(summary))]
-        pictures = [(n, table.folder / f"{n}.png") for n in ("curves", "profile")] if figures else []
-        for name, path in pictures:
-            if path.exists():
-                lines += ["", f"![{name} of {page.mark(table.info.title)}]({table.name}/{name}.png)"]
+        for name, there in (("curves", table.cells), ("profile", summary.scores)):
+            lines += ["", f"![{name} of {page.mark(table.info.title)}]({table.name}/{name}.png)"] if there and figures else []
     return "\n".join(lines) + "\n"
 
 

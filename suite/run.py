@@ -65,22 +65,30 @@ class Run:
     def _create(self, overwrite: bool) -> None:
         if self.path.exists() and any(self.path.iterdir()):
             if not overwrite:
-                raise ValueError(f"{self.path} exists: continue it with --resume {self.path}, or replace it with --overwrite")
+                raise ValueError(
+                    f"{self.path} exists: continue it with --resume {self.path}, or replace it with --overwrite"
+                )
             shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json").write_text(json.dumps(
-                {"config": self.config, "versions": versions(), "commit": commit(), "command": " ".join(sys.argv)}, indent=2))
+            (self.path / "config.json").write_text(
+                json.dumps(
+                    {"config": self.config, "versions": versions(), "commit": commit(), "command": " ".join(sys.argv)},
+                    indent=2,
+                )
+            )
         except OSError as error:
             raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
 
     def _resume(self) -> dict[str, Any]:
-        stored = stored_config(self.path)
+        stored = stored_run(self.path)["config"]
         if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in self.config.items()
                            if key not in FREE and stored.get(key) != value]:
             raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences))
         whole = set(self.checkpoints.whole())
-        common = self.checkpoints.load()["iteration"] if distributed.world_size() == 1 else distributed.largest_common(whole)
+        common = (
+            self.checkpoints.load()["iteration"] if distributed.world_size() == 1 else distributed.largest_common(whole)
+        )
         state = self.checkpoints.load(common)
         if self.first:
             _trim(self.path / "metrics" / "scalars", state["frames"])
@@ -163,25 +171,31 @@ class MemoryRun:
         """Checkpoints are not kept."""
 
 
-def stored_config(path: str | Path) -> dict[str, Any]:
-    """The config in a run folder; ValueError if there is none."""
+def stored_run(path: str | Path) -> dict[str, Any]:
+    """Config, versions, commit and command of a run folder; ValueError if it is none."""
     file = Path(path) / "config.json"
     if not file.exists():
         raise ValueError(f"{path} is not a run folder: it has no config.json")
-    return json.loads(file.read_text())["config"]
+    return json.loads(file.read_text())
 
 
 def versions() -> dict[str, str]:
     """Python and library versions, and the processor."""
-    return {"python": platform.python_version(), "machine": platform.machine()} | {name: version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "machine": platform.machine()} | {
+        name: version(name) for name in LIBRARIES
+    }
 
 
 def commit() -> str:
     """The git commit of the source tree, marked if it was changed; 'unknown' outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     try:
-        run = lambda *command: subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout  # noqa: E731
-        return run("rev-parse", "--short", "HEAD").strip() + ("+changes" if run("status", "--porcelain").strip() else "")
+        run = lambda *command: (
+            subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout
+        )  # noqa: E731
+        return run("rev-parse", "--short", "HEAD").strip() + (
+            "+changes" if run("status", "--porcelain").strip() else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

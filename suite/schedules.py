@@ -18,7 +18,12 @@ class LinearDecay:
 
     def _groups(self) -> list[dict[str, Any]]:
         # looked up each time: an optimiser makes new groups when its state is loaded
-        return [group for update in self.updates for optimizer in update.optimizers.values() for group in optimizer.param_groups]
+        return [
+            group
+            for update in self.updates
+            for optimizer in update.optimizers.values()
+            for group in optimizer.param_groups
+        ]
 
     def __call__(self, batch: Any) -> None:
         """Set the rates for the next iteration."""

@@ -54,7 +54,9 @@ class Specs:
         observations, batch = env.observation_spec, env.batch_size
         keys = set(observations.keys(True, True))
         if OBSERVATION not in keys:
-            raise ValueError(f"the environment writes {sorted(map(str, keys))}; a group {GROUP!r} with 'observation' is needed")
+            raise ValueError(
+                f"the environment writes {sorted(map(str, keys))}; a group {GROUP!r} with 'observation' is needed"
+            )
         action = env.full_action_spec[ACTION]
         n_agents, obs_dim = observations[OBSERVATION].shape[-2:]
         common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys,
@@ -64,6 +66,9 @@ class Specs:
         if isinstance(action, Categorical):
             return cls(action_dim=action.space.n, discrete=True, **common)
         if isinstance(action, Bounded):
-            low, high = (bound.reshape(*batch, n_agents, -1)[(0,) * len(batch)] for bound in (action.space.low, action.space.high))
+            low, high = (
+                bound.reshape(*batch, n_agents, -1)[(0,) * len(batch)]
+                for bound in (action.space.low, action.space.high)
+            )
             return cls(action_dim=action.shape[-1], discrete=False, low=low, high=high, **common)
         raise ValueError(f"unsupported action spec {type(action).__name__}; Categorical and Bounded are supported")

@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from suite import distributed
+from suite.checkpoint import random_state, restore_random_state
 from suite.collector import EpisodeStatistics
 from suite.specs import DONE, REWARD, TERMINATED
 
@@ -31,11 +32,23 @@ class Update:
         autocast: dtype of autocast in the losses; None for none.
     """
 
-    def __init__(self, name: str, losses: dict[str, Any], data: Callable, *, optimizer: Callable | dict[str, Callable],
-                 max_grad_norm: float | None, every: int = 1, targets: Sequence = (), compile: dict[str, Any] | None = None,
-                 autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        name: str,
+        losses: dict[str, Any],
+        data: Callable,
+        *,
+        optimizer: Callable | dict[str, Callable],
+        max_grad_norm: float | None,
+        every: int = 1,
+        targets: Sequence = (),
+        compile: dict[str, Any] | None = None,
+        autocast: torch.dtype | None = None,
+    ):
         self.name, self.data, self.max_grad_norm, self.every, self.targets = name, data, max_grad_norm, every, targets
-        self.parts = {part: list(group) if isinstance(group, (list, tuple)) else [group] for part, group in losses.items()}
+        self.parts = {
+            part: list(group) if isinstance(group, (list, tuple)) else [group] for part, group in losses.items()
+        }
         self.losses = [loss for group in self.parts.values() for loss in group]
         self.keys = list(dict.fromkeys(key for loss in self.losses for key in loss.in_keys))
         self.params = {part: _trainable(group) for part, group in self.parts.items()}
@@ -48,7 +61,9 @@ class Update:
         """All minibatches of one iteration; mean metrics as 0-d tensors, named ``update/metric``."""
         if not self.optimizers:
             return {}
-        return {f"{self.name}/{key}": value for key, value in _mean([self.step(m) for m in self.data(batch, self.keys)]).items()}
+        steps = [self.step(minibatch) for minibatch in self.data(batch, self.keys)]
+        keys = dict.fromkeys(key for step in steps for key in step)
+        return {f"{self.name}/{key}": torch.stack([s[key] for s in steps if key in s]).mean() for key in keys}
 
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step of every part; no host synchronisation."""
@@ -103,11 +118,26 @@ class Trainer:
         evaluate_every, checkpoint_every: in iterations; 0 means only at the end.
     """
 
-    def __init__(self, collector, policy: nn.Module, updates: Sequence[Update], *, reward_weights: dict[str, float], run,
-                 team_reward: bool = False, losses: Sequence = (), advantage: Any = None, replay: Any = None, refresh: Sequence[Callable] = (),
-                 evaluate: Callable[[], dict[str, float]] | None = None, evaluate_every: int = 0, checkpoint_every: int = 0):
+    def __init__(
+        self,
+        collector,
+        policy: nn.Module,
+        updates: Sequence[Update],
+        *,
+        reward_weights: dict[str, float],
+        run,
+        team_reward: bool = False,
+        losses: Sequence = (),
+        advantage: Any = None,
+        replay: Any = None,
+        refresh: Sequence[Callable] = (),
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate_every: int = 0,
+        checkpoint_every: int = 0,
+    ):
         self.collector, self.policy, self.updates, self.losses = collector, policy, list(updates), list(losses)
-        self.reward_weights, self.team_reward, self.advantage, self.replay = reward_weights, team_reward, advantage, replay
+        self.reward_weights, self.team_reward = reward_weights, team_reward
+        self.advantage, self.replay = advantage, replay
         self.refresh, self.run, self.evaluate = list(refresh), run, evaluate
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.episodes = EpisodeStatistics()
@@ -116,7 +146,9 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the collector's last frame; a stop request or an error leaves a checkpoint of a finished iteration."""
-        distributed.broadcast([self.policy, *(loss for update in self.updates for loss in update.losses), *self._estimators()])
+        distributed.broadcast(
+            [self.policy, *(loss for update in self.updates for loss in update.losses), *self._estimators()]
+        )
         if self.iteration == 0:
             self._evaluate()
             self._checkpoint()
@@ -216,8 +248,10 @@ class Trainer:
                 for param in update.params[part]:
                     name, other = owner.setdefault(param, (f"{update.name}/{part}", optimizer))
                     if other is not optimizer:
-                        raise ValueError(f"updates {name!r} and '{update.name}/{part}' train a parameter of shape "
-                                         f"{tuple(param.shape)} with two optimizers: detach it, or put both losses in one part")
+                        raise ValueError(
+                            f"updates {name!r} and '{update.name}/{part}' train a parameter of shape "
+                            f"{tuple(param.shape)} with two optimizers: detach it, or put both losses in one part"
+                        )
         trained = [self.policy, *self.losses, *(loss for update in self.updates for loss in update.losses)]
         for module in trained:
             for name, param in module.named_parameters():
@@ -258,23 +292,5 @@ def _trainable(losses: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(dict.fromkeys(param for loss in losses for param in loss.parameters() if param.requires_grad))
 
 
-def _mean(steps: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    keys = dict.fromkeys(key for step in steps for key in step)
-    return {key: torch.stack([step[key] for step in steps if key in step]).mean() for key in keys}
-
-
 def _due(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-def random_state() -> dict[str, Any]:
-    """State of torch's default generators (Python's and NumPy's are used by no training code of the project)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -14,8 +14,15 @@ class ToyEnv(BatchedEnv):
 
     def __init__(self, num_envs=8, n_agents=2, *, is_discrete=False, mask=False, state=True, max_steps=10, seed=0,
                  agent_types=None, arrive=0.0, **base):
-        super().__init__(num_envs=num_envs, agent_names=[f"agent_{k}" for k in range(n_agents)],
-                         agent_types=agent_types or [0] * n_agents, max_steps=max_steps, seed=seed, device="cpu", **base)
+        super().__init__(
+            num_envs=num_envs,
+            agent_names=[f"agent_{k}" for k in range(n_agents)],
+            agent_types=agent_types or [0] * n_agents,
+            max_steps=max_steps,
+            seed=seed,
+            device="cpu",
+            **base,
+        )
         bound = torch.ones(n_agents, 2)
         self._set_specs(observation_dim=4, action=discrete(5, n_agents) if is_discrete else continuous(-bound, bound),
                         action_mask=5 if mask else None, state_dim=4 * n_agents if state else None)

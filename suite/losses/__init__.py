@@ -11,4 +11,14 @@ STATE_MODELS: dict[str, type[Loss]] = {
     "next_observation": NextObservationLoss,
 }
 
-__all__ = ["STATE_MODELS", "Loss", "MADDPGLoss", "MixedQLoss", "NextObservationLoss", "NoLoss", "PolicyLoss", "Returns", "ValueLoss"]
+__all__ = [
+    "STATE_MODELS",
+    "Loss",
+    "MADDPGLoss",
+    "MixedQLoss",
+    "NextObservationLoss",
+    "NoLoss",
+    "PolicyLoss",
+    "Returns",
+    "ValueLoss",
+]

@@ -51,7 +51,11 @@ class Loss(LossModule):
 
         A loss with optimisers, data or schedules of its own overrides this.
         """
-        return [Update(name, {name: self}, data, **optimisation)] if any(p.requires_grad for p in self.parameters()) else []
+        return (
+            [Update(name, {name: self}, data, **optimisation)]
+            if any(p.requires_grad for p in self.parameters())
+            else []
+        )
 
 
 class NoLoss(Loss):

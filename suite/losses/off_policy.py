@@ -23,7 +23,9 @@ class OffPolicyLoss(Loss):
     def __init__(self, inputs: Sequence[NestedKey], encoders: Sequence[TensorDictModule]):
         super().__init__()
         written = {key for encoder in encoders for key in encoder.out_keys}
-        self.inputs = [key for key in dict.fromkeys([*(k for e in encoders for k in e.in_keys), *inputs]) if key not in written]
+        self.inputs = [
+            key for key in dict.fromkeys([*(k for e in encoders for k in e.in_keys), *inputs]) if key not in written
+        ]
         self.__dict__["encode"] = TensorDictSequential(*encoders) if encoders else None
 
     def encoded(self, minibatch: TensorDictBase) -> TensorDictBase:

@@ -35,7 +35,9 @@ class PolicyLoss(Loss):
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be positive, or None for A2C, got {clip}")
         advantage = [ADVANTAGE] if critic is None else [VALUE_TARGET, *critic.in_keys]
-        super().__init__([*actor.in_keys, ACTION, *([] if clip is None else [LOG_PROB]), *advantage, *([mask] if mask else [])])
+        super().__init__(
+            [*actor.in_keys, ACTION, *([] if clip is None else [LOG_PROB]), *advantage, *([mask] if mask else [])]
+        )
         self.actor = actor
         self.lowered = Lowered(actor)
         self.clip, self.entropy_coef, self.mask = clip, entropy_coef, mask

@@ -44,8 +44,17 @@ class Returns(ValueEstimatorBase):
                  standardize_reward: bool = False):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
         super().__init__(value_network=critic)
-        self.set_keys(advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD, done=DONE, terminated=TERMINATED)
-        self.kind, self.gamma, self.lmbda, self.n, self.normalize, self.tau = kind, gamma, lmbda, n, normalize, target_tau
+        self.set_keys(
+            advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD, done=DONE, terminated=TERMINATED
+        )
+        self.kind, self.gamma, self.lmbda, self.n, self.normalize, self.tau = (
+            kind,
+            gamma,
+            lmbda,
+            n,
+            normalize,
+            target_tau,
+        )
         self.critic_keys = list(critic.in_keys)
         self.recurrent = CRITIC_HIDDEN in self.critic_keys
         self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch

@@ -36,7 +36,9 @@ class DiagonalNormal(Distribution):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Reparameterised sample [..., d]."""
-        return self.loc + self.scale * torch.randn(*sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype)
+        return self.loc + self.scale * torch.randn(
+            *sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype
+        )
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Sample without gradient."""

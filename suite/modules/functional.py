@@ -26,7 +26,9 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, done: Tensor, termina
     return advantage, advantage + value
 
 
-def nstep_returns(reward: Tensor, next_value: Tensor, done: Tensor, terminated: Tensor, *, gamma: float, n: int) -> Tensor:
+def nstep_returns(
+    reward: Tensor, next_value: Tensor, done: Tensor, terminated: Tensor, *, gamma: float, n: int
+) -> Tensor:
     """N-step returns inside episodes: rewards until step n, the end of the episode or of the batch, then a bootstrap.
 
     G_t = sum_{j<m} gamma^j r_{t+j} + gamma^m V(s_{t+m}) (1 - terminated_{t+m-1}), m the first of the three.

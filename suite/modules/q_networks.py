@@ -45,12 +45,22 @@ def make_q_policy(specs: Specs, features: dict[NestedKey, int], *, share: Sharin
                   activation: str, init: Init, device: torch.device | str) -> TensorDictSequential:
     """Greedy policy over per-agent action values [..., A, n]; masked choices are never taken."""
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
-    network = _agent_mlp(specs, in_dim, specs.action_dim, AgentInput(specs.n_agents, agent_id), share=share, cells=cells,
-                         activation=activation, init=init).to(device)
+    network = _agent_mlp(
+        specs,
+        in_dim,
+        specs.action_dim,
+        AgentInput(specs.n_agents, agent_id),
+        share=share,
+        cells=cells,
+        activation=activation,
+        init=init,
+    ).to(device)
     choose = QValueModule(action_space="categorical", action_value_key=ACTION_VALUE,
                           action_mask_key=ACTION_MASK if specs.has_mask else None,
                           out_keys=[ACTION, ACTION_VALUE, CHOSEN_VALUE])
-    return TensorDictSequential(TensorDictModule(network, in_keys=[OBSERVATION, *features], out_keys=[ACTION_VALUE]), choose)
+    return TensorDictSequential(
+        TensorDictModule(network, in_keys=[OBSERVATION, *features], out_keys=[ACTION_VALUE]), choose
+    )
 
 
 def make_mixer(kind: str, specs: Specs, *, embed_dim: int, device: torch.device | str) -> TensorDictModule:
@@ -58,7 +68,9 @@ def make_mixer(kind: str, specs: Specs, *, embed_dim: int, device: torch.device 
     if kind == "vdn":
         mixer, keys = VDNMixer(n_agents=specs.n_agents, device=device), [CHOSEN_VALUE]
     elif specs.state_dim is not None:
-        mixer = QMixer(state_shape=(specs.state_dim,), mixing_embed_dim=embed_dim, n_agents=specs.n_agents, device=device)
+        mixer = QMixer(
+            state_shape=(specs.state_dim,), mixing_embed_dim=embed_dim, n_agents=specs.n_agents, device=device
+        )
         keys = [CHOSEN_VALUE, STATE]
     else:
         mixer = QMixer(state_shape=(specs.n_agents, specs.obs_dim), mixing_embed_dim=embed_dim, n_agents=specs.n_agents,
@@ -72,8 +84,17 @@ def make_deterministic_actor(specs: Specs, features: dict[NestedKey, int], *, sh
                              device: torch.device | str) -> TensorDictModule:
     """Actor writing one action inside the bounds."""
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
-    network = _agent_mlp(specs, in_dim, specs.action_dim, AgentInput(specs.n_agents, agent_id), share=share, cells=cells,
-                         activation=activation, init=init, squash=(specs.low, specs.high))
+    network = _agent_mlp(
+        specs,
+        in_dim,
+        specs.action_dim,
+        AgentInput(specs.n_agents, agent_id),
+        share=share,
+        cells=cells,
+        activation=activation,
+        init=init,
+        squash=(specs.low, specs.high),
+    )
     return TensorDictModule(network.to(device), in_keys=[OBSERVATION, *features], out_keys=[ACTION])
 
 

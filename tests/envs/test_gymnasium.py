@@ -134,16 +134,16 @@ def test_time_limit_is_truncation_unless_told_otherwise():
 
 
 def test_actions_are_clamped():
-    env, far = make_env("gymnasium/Pendulum-v1", num_envs=2, seed=1), make_env("gymnasium/Pendulum-v1", num_envs=2, seed=1)
+    env, far = (make_env("gymnasium/Pendulum-v1", num_envs=2, seed=1) for _ in range(2))
     env.reset_tensors(), far.reset_tensors()
-    a, b = env.step_tensors({ACTION: torch.full((2, 1, 1), 2.0)}), far.step_tensors({ACTION: torch.full((2, 1, 1), 50.0)})
-    assert_equal([a], [b])
+    highest, beyond = torch.full((2, 1, 1), 2.0), torch.full((2, 1, 1), 50.0)
+    assert_equal([env.step_tensors({ACTION: highest})], [far.step_tensors({ACTION: beyond})])
 
 
 def test_mask_offset_and_own_truncation():
     env = ReplayEnv(counter, num_envs=2, device="cpu", seed=0, max_steps=None)
     seen = env.reset_tensors()
-    assert seen[OBSERVATION].shape == (2, 1, 2 + 3) and torch.equal(seen[OBSERVATION][0, 0, 2:], torch.tensor([0.0, 1, 0]))
+    assert seen[OBSERVATION].shape == (2, 1, 2 + 3) and seen[OBSERVATION][0, 0, 2:].tolist() == [0, 1, 0]
     assert torch.equal(seen[ACTION_MASK][:, 0], torch.tensor([[True, False, True]] * 2))
     out = env.step_tensors({ACTION: torch.tensor([[0], [2]])})
     assert torch.equal(out[REWARD][:, 0, 0], torch.tensor([5.0, 7.0]))  # the choices of this Discrete begin at 5
@@ -173,13 +173,15 @@ def test_partial_reset_leaves_other_rows_exact():
             seeds = env.episode_seeds.copy()
             seen = env.reset_tensors(mask)
             assert torch.equal(seen[OBSERVATION][~mask], a[OBSERVATION][~mask])
-            assert (seen[OBSERVATION][mask].abs() <= 0.05).all() and (seeds != env.episode_seeds).tolist() == mask.tolist()
+            assert (seen[OBSERVATION][mask].abs() <= 0.05).all()  # as CartPole begins
+            assert (seeds != env.episode_seeds).tolist() == mask.tolist()
     assert env.steps.tolist() == [6, 3, 6, 3]
     before = env.reset_tensors(torch.zeros(4, dtype=torch.bool))
     assert torch.equal(before[OBSERVATION], a[OBSERVATION])
 
 
-@pytest.mark.parametrize("name,steps", [("CartPole-v1", 45), ("Pendulum-v1", 10), ("FrozenLake-v1", 12), ("Blackjack-v1", 3)])
+@pytest.mark.parametrize("name,steps", [("CartPole-v1", 45), ("Pendulum-v1", 10), ("FrozenLake-v1", 12),
+                                        ("Blackjack-v1", 3)])
 def test_resume_is_exact_through_a_file(name, steps, tmp_path):
     env = make_env(f"gymnasium/{name}", num_envs=4, seed=3)
     generator = torch.Generator().manual_seed(1)
@@ -258,7 +260,8 @@ def test_own_random_state():
 
 
 def test_parallel_processes_give_the_same_and_resume(tmp_path):
-    env, parallel = (make_env("gymnasium/Pendulum-v1", num_envs=2, seed=2, max_steps=4, parallel=p) for p in (False, True))
+    env, parallel = (make_env("gymnasium/Pendulum-v1", num_envs=2, seed=2, max_steps=4, parallel=parallel)
+                     for parallel in (False, True))
     a, b = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     assert_equal([env.reset_tensors()], [parallel.reset_tensors()])
     assert_equal(roll(env, 6, a), roll(parallel, 6, b))
@@ -274,7 +277,8 @@ def test_frames_follow_the_episode():
     env = make_env("gymnasium/CartPole-v1", num_envs=2, seed=2)
     env.reset_tensors()
     first = env.render_frame(1)
-    assert first.dtype == np.uint8 and first.shape == (400, 600, 3) and env.render_frame(1, size=(40, 60)).shape == (40, 60, 3)
+    assert first.dtype == np.uint8 and first.shape == (400, 600, 3)
+    assert env.render_frame(1, size=(40, 60)).shape == (40, 60, 3)
     for _ in range(6):
         env.step_tensors({ACTION: torch.ones(2, 1, dtype=torch.int64)})
     later = env.render_frame(1)
@@ -298,10 +302,10 @@ def test_wrong_names_and_options_are_told():
         make_env("gymnasium/CartPole-v1", num_envs=1, render_mode="human")
 
 
-@pytest.mark.parametrize("action", [spaces.MultiDiscrete([2, 3]), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(0, 9, (2,), np.int64),
-                                    spaces.Tuple([spaces.Discrete(2)])])
+@pytest.mark.parametrize("action", [spaces.MultiDiscrete([2, 3]), spaces.Box(-np.inf, np.inf, (2,)),
+                                    spaces.Box(0, 9, (2,), np.int64), spaces.Tuple([spaces.Discrete(2)])])
 def test_unsupported_actions_are_named(action):
-    with pytest.raises(ValueError, match=f"action space {type(action).__name__}.* of agent 'agent'.*Discrete and Box"):
+    with pytest.raises(ValueError, match=rf"action space {type(action).__name__}.* of agent 'agent'.*Discrete and Box"):
         AgentSpaces("agent", spaces.Discrete(2), action)
-    with pytest.raises(ValueError, match="observation space Sequence.* no fixed flat size"):
+    with pytest.raises(ValueError, match=r"observation space Sequence.* no fixed flat size"):
         AgentSpaces("agent", spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2))

@@ -1,0 +1,106 @@
+"""Runs what is missing of a published table, here or on a Ray cluster.
+
+    python -m recipes.benchmark cooperative --seeds 3 --jobs 2
+    python -m suite.report results
+
+A cell is finished when its CSV file holds the final evaluation of a seed; the launcher skips it, resumes what was
+interrupted, and starts the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from recipes.jobs import Job, run_job
+from recipes.tables import TABLES
+from suite.config import check_choice, run_cli
+from suite.run import versions
+
+
+def write_info(name: str, results: str, seeds: int) -> None:
+    """table.json: what the report says around the numbers."""
+    table = TABLES[name]
+    folder = Path(results) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = " | ".join(f"{row}: {' '.join(flags)}" for row, flags in table.rows.items())
+    (folder / "table.json").write_text(
+        json.dumps(
+            {
+                "title": table.title,
+                "command": f"python -m recipes.benchmark {name} --seeds {seeds}",
+                "cell_command": f"python -m recipes.benchmark {name} --rows {{row}} --tasks {{task}} --seeds {seeds}",
+                "notes": [*table.notes, f"Flags of the rows: {rows}."],
+                "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run",
+                "versions": versions(),
+                "mode": table.mode,
+                "frames": table.frames,
+                "rows": list(table.rows),
+                "tasks": list(table.tasks),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def launch_local(jobs: list[Job], workers: int) -> None:
+    """Run jobs in ``workers`` processes at a time."""
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
+        for message in pool.map(run_job, jobs):
+            bar.write(message)
+            bar.update()
+
+
+def launch_ray(jobs: list[Job], workers: int) -> None:
+    """Run jobs on a Ray cluster, one CPU each (the extra ``ray``; folders must be on a shared disk)."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("--launcher ray needs the extra: pip install -e '.[ray]'") from error
+    ray.init(ignore_reinit_error=True, num_cpus=workers if not os.environ.get("RAY_ADDRESS") else None)
+    task = ray.remote(num_cpus=1)(run_job)
+    for message in ray.get([task.remote(job) for job in jobs]):
+        print(message)
+
+
+LAUNCHERS: dict[str, Callable[[list[Job], int], None]] = {"local": launch_local, "ray": launch_ray}
+
+
+def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1, launcher: str = "local",
+              rows: tuple[str, ...] = (), tasks: tuple[str, ...] = (), runs: str = "runs/benchmark",
+              results: str = "results") -> None:
+    """Run what is missing of a table.
+
+    Args:
+        table: name of the table.
+        seeds: seeds 1 to this number.
+        jobs: runs at a time.
+        launcher: local or ray.
+        rows: only these rows.
+        tasks: only these tasks.
+        runs: folder of the run folders.
+        results: folder of the results.
+    """
+    check_choice("table", table, TABLES)
+    check_choice("launcher", launcher, LAUNCHERS)
+    for what, chosen, allowed in (("row", rows, TABLES[table].rows), ("task", tasks, TABLES[table].tasks)):
+        for name in chosen:
+            check_choice(f"{what} of table {table!r}", name, allowed)
+    write_info(table, results, seeds)
+    todo = [Job(table, row, task, seed, runs, results) for seed in range(1, seeds + 1)
+            for task in (tasks or TABLES[table].tasks) for row in (rows or TABLES[table].rows)]
+    todo = [job for job in todo if not job.finished()]
+    print(f"{len(todo)} runs to do")
+    LAUNCHERS[launcher](todo, jobs)
+
+
+if __name__ == "__main__":
+    run_cli(lambda: tyro.cli(benchmark, prog="python -m recipes.benchmark"))

@@ -1,0 +1,103 @@
+"""One run of a published table: what starts or continues it, and how its evaluations become result rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.tables import TABLES
+from suite.report import Evaluation, append_rows, file_name, read_cell
+from suite.run import stored_run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed of one cell."""
+
+    table: str
+    row: str
+    task: str
+    seed: int
+    runs: str
+    results: str
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return Path(self.runs) / self.table / file_name(self.row, self.task) / f"seed{self.seed}"
+
+    def finished(self) -> bool:
+        """Whether the results hold its final evaluation."""
+        table = TABLES[self.table]
+        path = Path(self.results) / self.table / f"{file_name(self.row, self.task)}.csv"
+        if not path.exists():
+            return False
+        cell = read_cell(path, table.mode, table.frames)
+        return self.seed in cell.runs and self.seed not in cell.incomplete
+
+    def command(self) -> list[str]:
+        """What runs it, or continues it."""
+        table = TABLES[self.table]
+        where = ["--resume" if (self.folder / "config.json").exists() else "--run-dir", str(self.folder)]
+        return [
+            sys.executable,
+            "-m",
+            table.recipe,
+            *table.flags(self.row, self.task),
+            "--seed",
+            str(self.seed),
+            *where,
+            "--quiet",
+        ]
+
+
+def run_job(job: Job) -> str:
+    """Run one job in a process of its own and append its evaluations to the results."""
+    if job.finished():
+        return f"{job.row} {job.task} seed {job.seed}: already there"
+    log = job.folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        code = subprocess.run(
+            job.command(), stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ).returncode
+    if code:
+        return f"{job.row} {job.task} seed {job.seed}: failed with {code}, see {log}"
+    append_rows(job.results, job.table, job.row, job.task, evaluations(job.folder, job.seed))
+    _keep_picture(job)
+    return f"{job.row} {job.task} seed {job.seed}: done"
+
+
+def evaluations(folder: Path, seed: int) -> list[Evaluation]:
+    """The evaluations a run wrote, as result rows."""
+    info = stored_run(folder)
+
+    def scalar(name: str) -> dict[int, float]:
+        with open(folder / "metrics" / "scalars" / f"{name}.csv") as file:
+            return {int(step): float(value) for step, value in csv.reader(file)}
+
+    sampled, greedy, length, seconds = map(scalar, ("eval/return", "eval/return_greedy", "eval/length", "time/total"))
+    return [
+        Evaluation(
+            seed=seed,
+            frames=frames,
+            seconds=round(seconds.get(frames, 0.0), 1),
+            return_sampled=sampled[frames],
+            return_greedy=greedy[frames],
+            episodes=info["config"]["eval_episodes"],
+            length=length[frames],
+            commit=info["commit"],
+        )
+        for frames in sorted(sampled)
+    ]
+
+
+def _keep_picture(job: Job) -> None:
+    pictures = sorted((job.folder / "videos").glob("*.gif"))
+    kept = Path(job.results) / job.table / f"{file_name(job.row, job.task)}.gif"
+    if pictures and not kept.exists():
+        kept.write_bytes(pictures[-1].read_bytes())

@@ -1,0 +1,250 @@
+"""How results read: the wording shared by results/README.md and results/index.html, and the HTML page itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from suite.figures import Drawing, Style
+    from suite.report import Summary
+
+MISSING = "\u2013"
+AGGREGATE = "all tasks, normalised"
+READING = (
+    "A cell is the interquartile mean (IQM) over seeds of the return of the final policy in fresh episodes, never the best "
+    "evaluation, with its 95 % stratified bootstrap interval in brackets (percentile method). With fewer than 4 seeds the "
+    "IQM is the plain mean, and an interval of few seeds is too narrow: it cannot leave the range of their returns. Bold: "
+    "the best IQM of a line, if its interval does not overlap the runner-up's, both have at least 3 seeds and its runs are "
+    f"complete. \u2020: runs that ended below the target frames, counted with their last evaluation. {MISSING}: no run."
+)
+
+
+def mark(text: str) -> str:
+    """Plain text for Markdown: what would be markup is escaped, line breaks become spaces."""
+    for sign in "\\|*<`":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def number(value: float, scale: float) -> str:
+    """A value with the decimals that suit the largest one beside it."""
+    digits = 0 if scale >= 1000 else 1 if scale >= 100 else 2 if scale >= 1 else 3
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", "\u2212") if float(text.replace(",", "")) else text.replace("-", "")
+
+
+def cell_text(summary: Summary, task: str | None, row: str) -> list[str]:
+    """[value, interval, (seeds)] of a cell, or of the aggregate (task None); a single run has no interval."""
+    cells = summary.table.cells
+    estimate = summary.aggregate.get(row) if task is None else summary.cells.get((task, row))
+    if estimate is None:
+        return [MISSING]
+    scale = max([1.0] if task is None else [abs(c.finals).max() for (t, _), c in cells.items() if t == task])
+    bounds = [] if estimate.low is None else [f"[{number(estimate.low, scale)}, {number(estimate.high, scale)}]"]
+    mine = [cell for (t, r), cell in cells.items() if r == row and (t not in summary.left_out if task is None else t == task)]
+    counts = sorted({len(cell.runs) for cell in mine})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}\u2013{counts[-1]}"
+    dagger = " \u2020" if any(cell.incomplete for cell in mine) else ""
+    return [number(estimate.value, scale), *bounds, f"({seeds} seed{'s' * (counts[-1] > 1)}){dagger}"]
+
+
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """What stands under a table as (label, text): how it was measured, made, normalised, and how it compares."""
+    info, cells, table = summary.table.info, summary.table.cells, summary.table
+    last = [run[-1] for cell in cells.values() for run in cell.runs.values()]
+    target = info.frames if isinstance(info.frames, dict) else {"": info.frames}
+    episodes = ", ".join(f"{n:,}" for n in sorted({end.episodes for end in last}))
+    short = [f"{row} on {task}, seed {seed}: {at:,} of {cells[task, row].target:,} frames" for task in table.tasks
+             for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
+    superseded = sum(cell.superseded for cell in cells.values())
+    out = [
+        ("Return", f"{info.mode} actions" + f", {episodes} episodes per evaluation" * bool(episodes)),
+        ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
+        ("Wall time per run (median)", _minutes(summary)),
+        ("Command", info.command),
+        ("Commit", ", ".join(sorted({end.commit for end in last}))),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
+        ("Hardware", info.hardware),
+        ("Incomplete (\u2020)", "; ".join(short)),
+        ("Repeated", f"{superseded} lines were replaced by a resumed or repeated run" if superseded else ""),
+        *((f"Reference, {row} on {task}", _deviation(summary, task, row))
+          for task, by_row in info.reference.items() for row in by_row),
+        ("Normalisation", _normalisation(summary)),
+        *(("Note", note) for note in info.notes),
+    ]
+    return [(label, text) for label, text in out if text]
+
+
+def _minutes(summary: Summary) -> str:
+    """Complete runs only: a run that was cut short says nothing about the time of a whole one."""
+    times: dict[str, list[float]] = {row: [] for row in summary.table.rows}
+    for (_, row), cell in summary.table.cells.items():
+        times[row] += [run[-1].seconds / 60 for seed, run in cell.runs.items() if seed not in cell.incomplete]
+    return ", ".join(f"{row} {np.median(minutes):,.1f} min" for row, minutes in times.items() if minutes)
+
+
+def _deviation(summary: Summary, task: str, row: str) -> str:
+    value, source = (summary.table.info.reference[task][row][key] for key in ("value", "source"))
+    ours = summary.cells.get((task, row))
+    if ours is None:
+        return f"{value:,g} ({source}); no run here"
+    scale = max(abs(value), abs(ours.value))
+    sign = "+" if ours.value >= value else ""
+    percent = f" ({sign}{number(100 * (ours.value - value) / abs(value), 100)} %)" if value else ""
+    return (f"{value:,g} ({source}); here {number(ours.value, scale)}, "
+            f"deviation {sign}{number(ours.value - value, scale)}{percent}")
+
+
+def _normalisation(summary: Summary) -> str:
+    if not summary.scores:
+        return ""
+    given = [task for task in summary.table.tasks if task in summary.table.info.random and task not in summary.left_out]
+    left = len(summary.table.tasks) - len(summary.left_out) - len(given)
+    floor = " and ".join([*(["the return of random actions"] if given else []),
+                          *([f"the lowest run{' where that is not known' if given else ''}"] if left else [])])
+    uneven = len({len(runs) for scores in summary.scores.values() for runs in scores}) > 1
+    return (f"per task 0 is {floor}, 1 the best run of this table; all runs of all tasks are pooled, a row without runs on "
+            "every task has no aggregate" + "; tasks with more seeds weigh more" * uneven
+            + (f"; left out, because no run is above 0: {', '.join(summary.left_out)}" if summary.left_out else ""))
+
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#fbfbf9;--card:#fff;--ink:#1d2126;--muted:#646b75;--line:#e2e3e0;--accent:#2f6fca}
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1b1f24;--ink:#e6e8eb;--muted:#979fa9;--line:#2e343b;
+--accent:#7fb0f5}}
+*{box-sizing:border-box}html{scroll-behavior:smooth}
+body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main,header{max-width:1120px;margin:auto;padding:0 20px}header{padding-top:48px}main{padding-bottom:64px}
+h1{font-size:2rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 12px}h2{font-size:1.35rem;margin:0 0 16px}
+h3{font-size:1rem;margin:32px 0 8px}.muted,header p{color:var(--muted);max-width:78ch}header p{margin:0 0 12px;font-size:.92rem}
+a{color:var(--accent)}nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:16px 0 0}
+section{border-top:1px solid var(--line);margin-top:40px;padding-top:32px}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:10px 16px;text-align:right;white-space:nowrap;vertical-align:top}
+tbody tr+tr>*,tfoot tr>*{border-top:1px solid var(--line)}tfoot tr>*{border-top-width:2px}
+th:first-child{text-align:left;position:sticky;left:0;background:var(--card);font-weight:500}
+thead th{font-weight:600;padding:4px 6px}thead button{font:inherit;color:inherit;background:none;border:0;padding:6px 10px;
+border-radius:6px;cursor:pointer}thead button:hover{background:var(--bg)}
+thead button::after{content:"\\2195";color:var(--muted);opacity:.45;margin-left:6px}
+[aria-sort=ascending] button::after{content:"\\2191";opacity:1}[aria-sort=descending] button::after{content:"\\2193";opacity:1}
+td span{display:block;color:var(--muted);font-size:.82rem;line-height:1.4}td strong{font-weight:700}
+.key{display:inline-block;vertical-align:middle;margin-right:7px;width:22px;height:4px}
+:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+.copy{font:.75rem/1 inherit;color:var(--muted);background:none;border:1px solid transparent;border-radius:5px;padding:3px 6px;
+cursor:pointer;font-size:.75rem}td .copy{margin:2px -7px 0 0}.copy:hover,.copy:focus-visible{color:var(--ink);border-color:var(--line)}
+pre{display:flex;gap:12px;align-items:flex-start;justify-content:space-between;margin:16px 0;padding:10px 14px;background:var(--card);
+border:1px solid var(--line);border-radius:10px;font-size:.85rem}pre code{white-space:pre-wrap;overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:minmax(150px,max-content) 1fr;gap:4px 24px;font-size:.88rem;margin:16px 0}
+dt{color:var(--muted);max-width:34ch}dd{margin:0;overflow-wrap:anywhere}
+.legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.88rem;margin:0 0 12px;padding:0;list-style:none}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:20px}
+figure{margin:0;min-width:0}figcaption{font-size:.88rem;font-weight:500;margin-bottom:2px}
+svg{display:block;width:100%;height:auto}svg text{font-family:inherit!important}.profile{max-width:560px}
+details{margin-top:24px}summary{cursor:pointer;font-weight:600}details .panels{margin-top:12px}img{max-width:100%;border-radius:8px}
+@media(max-width:640px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:8px}header{padding-top:28px}h1{font-size:1.6rem}
+th,td{padding:8px 12px}}
+"""
+
+SCRIPT = """
+document.querySelectorAll("thead button").forEach(button => button.addEventListener("click", () => {
+  const head = button.closest("th"), body = head.closest("table").tBodies[0];
+  const up = head.getAttribute("aria-sort") === "descending", index = head.cellIndex;
+  const key = row => { const value = row.cells[index].dataset.value; return index ? Number(value ?? NaN) : value; };
+  head.parentNode.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  [...body.rows].sort((a, b) => {
+    const x = key(a), y = key(b);
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+  }).forEach(row => body.append(row));
+}));
+document.querySelectorAll(".copy").forEach(button => button.addEventListener("click", async () => {
+  const label = button.textContent, text = button.dataset.command;
+  try { await navigator.clipboard.writeText(text); } catch {
+    const area = Object.assign(document.createElement("textarea"), {value: text});
+    document.body.append(area); area.select(); document.execCommand("copy"); area.remove(); button.focus();
+  }
+  button.textContent = "copied"; setTimeout(() => { button.textContent = "copy"; }, 1200);
+}));
+"""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def html(summaries: Sequence[Summary], drawings: Sequence[Drawing]) -> str:
+    """The whole page as one file that needs no network."""
+    names = [(s.table.name, s.table.info.title) for s in summaries]
+    nav = "".join(f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in names) if len(names) > 1 else ""
+    sections = "".join(_section(summary, drawing) for summary, drawing in zip(summaries, drawings, strict=True))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style></head>\n<body>'
+        f"<header><h1>Results</h1><p>{escape(READING)}</p>{f'<nav aria-label=Tables>{nav}</nav>' if nav else ''}</header>\n"
+        f"<main>{sections}</main>\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _copy(command: str, what: str) -> str:
+    return (f'<button type="button" class="copy" data-command="{escape(command)}" title="{escape(command)}" '
+            f'aria-label="Copy the command of {escape(what)}">copy</button>')
+
+
+def _section(summary: Summary, drawing: Drawing) -> str:
+    info, name = summary.table.info, escape(summary.table.name)
+    notes = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(summary) if k != "Command")
+    legend = f'<ul class="legend">{"".join(f"<li>{_key(s)}{escape(r)}</li>" for r, s in drawing.styles.items())}</ul>'
+    panels = "".join(f"<figure><figcaption>{escape(task)}</figcaption>{svg}</figure>" for task, svg in drawing.curves.items())
+    curves = f'<h3>Return over training</h3>{legend}<div class="panels">{panels}</div>' if panels else ""
+    profile = (f'<h3>Performance profile</h3><p class="muted">Share of runs whose normalised score is above a threshold; '
+               f'higher is better.</p>{legend}<figure class="profile">{drawing.profile}</figure>') if drawing.profile else ""
+    return (f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(info.title)}</h2>'
+            f'{_table(summary, drawing.styles)}<pre><code>{escape(info.command)}</code>{_copy(info.command, info.title)}</pre>'
+            f"<dl>{notes}</dl>{curves}{profile}{_pictures(summary)}</section>\n")
+
+
+def _key(style: Style) -> str:
+    return (f'<svg class="key" viewBox="0 0 22 4" aria-hidden="true"><line x1="0" y1="2" x2="22" y2="2" stroke="{style.colour}" '
+            f'stroke-width="3" stroke-dasharray="{" ".join(map(str, style.dash))}"/></svg>')
+
+
+def _table(summary: Summary, styles: Mapping[str, Style]) -> str:
+    table = summary.table
+    heads = "".join(f'<th scope="col"><button type="button">{_key(styles[r])}{escape(r)}</button></th>' for r in table.rows)
+    lines = "".join(f'<tr><th scope="row" data-value="{escape(task)}">{escape(task)}</th>'
+                    f'{"".join(_cell(summary, task, row) for row in table.rows)}</tr>' for task in table.tasks)
+    total = "".join(_cell(summary, None, row) for row in table.rows)
+    foot = f'<tfoot><tr><th scope="row">{AGGREGATE}</th>{total}</tr></tfoot>' if len(table.tasks) > 1 else ""
+    return (f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.info.title)}"><table><thead><tr>'
+            f'<th scope="col"><button type="button">task</button></th>{heads}</tr></thead><tbody>{lines}</tbody>{foot}'
+            "</table></div>")
+
+
+def _cell(summary: Summary, task: str | None, row: str) -> str:
+    value, *rest = cell_text(summary, task, row)
+    value = f"<strong>{value}</strong>" if task is not None and summary.bold.get(task) == row else value
+    copy = "" if task is None else _copy(summary.table.command(task, row), f"{row} on {task}")
+    data = "" if task is None or (task, row) not in summary.cells else f' data-value="{summary.cells[task, row].value:.9g}"'
+    return f"<td{data}>{value}{''.join(f'<span>{escape(part)}</span>' for part in rest)}{copy}</td>"
+
+
+def _pictures(summary: Summary) -> str:
+    table, figures = summary.table, []
+    for task in table.tasks:
+        for row in table.rows:
+            path = table.path(task, row, "gif")
+            if path.exists():
+                data = path.read_bytes()
+                if not data.startswith((b"GIF87a", b"GIF89a")):
+                    raise ValueError(f"{path} is not a GIF file")
+                what = escape(f"{row} on {task}")
+                figures.append(f'<figure><figcaption>{what}</figcaption><img loading="lazy" decoding="async" alt="Episode of '
+                               f'{what}" src="data:image/gif;base64,{base64.b64encode(data).decode()}"></figure>')
+    return f'<details><summary>Episodes ({len(figures)})</summary><div class="panels">{"".join(figures)}</div></details>' \
+        if figures else ""
