@@ -91,8 +91,10 @@ class ParallelAgents(JointEnv):
                acting: list[str], living: list[str]) -> dict[str, np.ndarray]:
         over = not living
         terminated = over and all(self._terminated.values())
-        present = {name: value for name, value in observations.items() if name in acting or name in living}
-        out = self.arrays(present, infos, rewards, terminated=terminated, truncated=over and not terminated)
+        # some games go on to write for agents that left
+        observations, infos = ({name: value for name, value in entries.items() if name in acting or name in living}
+                               for entries in (observations, infos))
+        out = self.arrays(observations, infos, rewards, terminated=terminated, truncated=over and not terminated)
         if self.has_state:
             out["state"] = np.asarray(self.env.state(), dtype=np.float32).ravel()
         if self.mortal:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
@@ -14,11 +15,11 @@ import torch
 
 from envs import make_env, resolve_device
 from recipes.compositions import COMPOSITIONS
-from recipes.cooperative_config import Config
+from recipes.cooperative_config import Config, check_config
 from recipes.presets import ALGORITHMS, PRESETS, overrides
 from suite import distributed
 from suite.collector import make_collector
-from suite.config import as_plain, check_choice, check_names, check_positive, from_plain, parse_cli, run_cli
+from suite.config import as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
 from suite.evaluate import Evaluator
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun, Run, stored_run
@@ -39,8 +40,6 @@ def configure(chosen: dict[str, str]) -> Config:
 
 def validate(cfg: Config, specs: Specs, batch: int) -> None:
     """Refuse what cannot work, before training, with what is allowed."""
-    check_positive({"frames": cfg.frames, "lr": cfg.lr, "clip": cfg.clip, "epochs": cfg.epochs, "threads": cfg.threads,
-                    "minibatch_size": cfg.minibatch_size, "eval_episodes": cfg.eval_episodes, "steps": cfg.steps})
     kind = "discrete" if specs.discrete else "continuous"
     supported = ALGORITHMS[cfg.algorithm][2]
     if supported not in ("any", kind):
@@ -57,8 +56,11 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
         raise ValueError(
             f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0"
         )
-    if off_policy and not cfg.warmup <= cfg.buffer_size:
-        raise ValueError(f"warmup {cfg.warmup} is larger than buffer_size {cfg.buffer_size}")
+    if off_policy and not (cfg.minibatch_size or math.inf) <= cfg.warmup <= cfg.buffer_size:
+        raise ValueError(f"{cfg.algorithm!r} needs minibatch_size <= warmup <= buffer_size, got {cfg.minibatch_size}, "
+                         f"{cfg.warmup}, {cfg.buffer_size}")
+    if cfg.resume and not cfg.fast_collector:
+        raise ValueError("--fast-collector False cannot be resumed: TorchRL's collector does not save open episodes")
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
@@ -69,11 +71,14 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
         ("preset", cfg.preset, PRESETS),
     ):
         check_choice(what, value, table)
+    check_config(cfg)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
     env = make_env(cfg.task, num_envs=cfg.num_envs, seed=cfg.seed + 1000 * distributed.rank(), **common)
     specs = Specs.from_env(env)
+    if env.max_steps is None and (cfg.steps is None or cfg.evaluations):
+        raise ValueError(f"{cfg.task!r} has no horizon: give --max-steps (or --steps, with --evaluations 0)")
     steps = cfg.steps or env.max_steps
     validate(cfg, specs, cfg.num_envs * steps)
 
@@ -108,17 +113,19 @@ def make_loss(cfg: Config, specs: Specs):
 def main() -> None:
     """The command line."""
     cfg = parse_cli(configure, Config, choosers=("algorithm", "preset", "resume"), prog="python -m recipes.cooperative")
+    plain = as_plain(cfg)  # before each process takes its own device
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
     path = (
         cfg.resume
         or cfg.run_dir
         or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
     )
-    with Run(path, as_plain(cfg), resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
-             keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet) as run:
-        trainer = make_trainer(cfg, run)
-        if run.state is not None:
-            trainer.load_state_dict(run.state)
+    run = Run(path, plain, resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
+              keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet)
+    trainer = make_trainer(cfg, run)
+    if run.state is not None:
+        trainer.load_state_dict(run.state)
+    with run:
         trainer.train()
         run.conclude(trainer, video=cfg.video, module="recipes.cooperative",
                      swap=f"--task {cfg.task} --algorithm {cfg.algorithm} --loss next_observation")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from suite.config import Options
+from suite.config import Options, check_choice, check_positive
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Config:
     """Take the advantage from the present critic in every epoch instead of once per batch."""
 
     # optimisation
-    lr: float = 5e-4
+    lr: float = 1e-3
     """Learning rate of Adam, for every network of the algorithm."""
     lr_decay: Literal["none", "linear"] = "none"
     """Constant, or linearly to zero at the last frame."""
@@ -158,3 +158,19 @@ class Config:
     """Losses in bfloat16 autocast."""
     fast_collector: bool = True
     """False collects with TorchRL's own Collector (same batches, slower; its runs cannot be resumed)."""
+
+
+def check_config(cfg: Config) -> None:
+    """ValueError for a number or a word that no task could work with, naming what is allowed."""
+    for name, kind in get_type_hints(Config).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(cfg, name), get_args(kind))
+    numbers = ("frames", "steps", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatch_size", "clip", "value_clip",
+               "n_step", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames", "eval_episodes",
+               "keep_checkpoints", "threads")
+    check_positive({name: getattr(cfg, name) for name in numbers})
+    numbers = ("actor_recurrent_dim", "critic_recurrent_dim", "entropy_coef", "warmup", "tau", "exploration_start",
+               "exploration_end", "evaluations", "checkpoint_every")
+    check_positive({name: getattr(cfg, name) for name in numbers}, zero=True)
+    for name in {"num_envs", "device", "seed", "max_steps", "truncate"} & cfg.task_options.keys():
+        raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ class Checkpoints:
             os.replace(checksum.with_suffix(".sha256.tmp"), checksum)
             os.replace(aside, path)
         except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
             kept = self.paths()
             raise CheckpointError(f"could not write {path}: {error}. Still there: "
                                   f"{kept[-1] if kept else 'no checkpoint'}") from error
-        for old in self.paths()[: -self.keep]:
+        until_now = [old for old in self.paths() if old <= path]  # later ones are broken ones
+        for old in until_now[: -self.keep]:
             old.unlink()
             old.with_suffix(".sha256").unlink(missing_ok=True)
         return path
@@ -67,7 +71,10 @@ class Checkpoints:
             if problem := broken(path):
                 warnings.warn(f"checkpoint {path} is broken ({problem}); trying the one before", stacklevel=2)
                 continue
-            return torch.load(path, weights_only=True, map_location="cpu")
+            try:
+                return torch.load(path, weights_only=True, map_location="cpu")
+            except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+                warnings.warn(f"checkpoint {path} is refused ({error}); trying the one before", stacklevel=2)
         raise CheckpointError(f"no whole checkpoint of process {self.rank} in {self.folder}")
 
     def whole(self) -> list[int]:

@@ -25,7 +25,7 @@ DONE_KEYS = ("done", "terminated", "truncated")
 
 
 def make_collector(env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
-                   fast: bool = True) -> FastCollector | Collector:
+                   fast: bool = True) -> FastCollector | StockCollector:
     """A collector of batches of ``steps`` steps of all environments, ``total_frames`` frames in all."""
     if fast:
         return FastCollector(env, policy, steps=steps, total_frames=total_frames)
@@ -36,8 +36,18 @@ def make_collector(env: EnvBase, policy: TensorDictModuleBase, *, steps: int, to
             primers[key] = Unbounded((n, *shape), device=env.device)
         transforms.append(TensorDictPrimer(primers=primers, reset_key="_reset"))
     env = TransformedEnv(env, Compose(*transforms))
-    return Collector(env, policy, frames_per_batch=steps * n, total_frames=total_frames,
-                     device=env.device, auto_register_policy_transforms=False, track_traj_ids=False)
+    return StockCollector(env, policy, frames_per_batch=steps * n, total_frames=total_frames, device=env.device,
+                          auto_register_policy_transforms=False, track_traj_ids=False,
+                          use_buffers=False)  # its buffers do not fit a recurrent state inside the group
+
+
+class StockCollector(Collector):
+    """TorchRL's collector with its frame count in public; its ``state_dict`` does not hold the episodes under way."""
+
+    @property
+    def frames(self) -> int:
+        """Frames collected so far."""
+        return self._frames
 
 
 class FastCollector:
@@ -101,7 +111,7 @@ class FastCollector:
         else:
             self.current = {key: out[key] for key in self.observed}
         for key in self.carried:
-            self.current[key] = tensors["next", *key]
+            self.current[key] = tensors["next", *key].masked_fill(done.unsqueeze(-1), 0.0)
         self.current[IS_INIT] = done
 
     def _allocate(self, tensors: dict[NestedKey, Tensor], out: dict[NestedKey, Tensor]) -> None:

@@ -98,7 +98,7 @@ def run_cli(main: Callable[[], None]) -> None:
 
     try:
         main()
-    except (ValueError, CheckpointError, FloatingPointError) as error:
+    except (ValueError, CheckpointError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -27,9 +27,8 @@ COLOURS = ("#2f7bd6", "#d4691e", "#2a9d74", "#b9529f", "#8b6fd1", "#a3841c", "#1
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5))
 INK, MUTED, LINE = "#1d2126", "#646b75", "#e2e3e0"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
-TAUS = np.linspace(0, 1, 101)
-SETTINGS = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "suite",
-            "axes.formatter.useoffset": False}
+TAUS = np.linspace(0, 1, 201)
+SETTINGS = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none", "axes.formatter.useoffset": False}
 
 
 class Style(NamedTuple):
@@ -62,7 +61,8 @@ class Drawing:
 
 def make_styles(rows: Sequence[str]) -> dict[str, Style]:
     """A style per row by position; after the last colour the lines are dashed."""
-    return {row: Style(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, row in enumerate(rows)}
+    n = len(COLOURS)
+    return {row: Style(COLOURS[i % n], DASHES[i // n % len(DASHES)]) for i, row in enumerate(rows)}
 
 
 def learning_curve(cell: Cell) -> Curve:
@@ -90,12 +90,14 @@ def profile_curve(scores: Sequence[NDArray]) -> Curve:
 
 def frame_unit(most: float) -> tuple[float, str]:
     """Divisor and axis label for frames up to ``most``."""
-    return (1e6, "frames (millions)") if most >= 1e6 else (1e3, "frames (thousands)") if most >= 1e3 else (1.0, "frames")
+    if most >= 1e6:
+        return 1e6, "frames (millions)"
+    return (1e3, "frames (thousands)") if most >= 1e3 else (1.0, "frames")
 
 
 def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, Style], label: str) -> Figure:
-    """Small multiples: one panel per task, at most 4 in a line, one legend on top."""
-    columns = min(4, len(curves))
+    """Small multiples: one panel per task, at most 3 in a line, one legend on top."""
+    columns = 2 if len(curves) == 4 else min(3, len(curves))
     lines = math.ceil(len(curves) / columns)
     width, height = max(3.3 * columns, 4.6), 2.7 * lines + 0.55
     figure = _figure(width, height)
@@ -109,7 +111,7 @@ def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, 
 
 def draw_profile(profiles: Mapping[str, Curve], styles: Mapping[str, Style], legend: bool = True) -> Figure:
     """Performance profile with pointwise intervals."""
-    figure = _figure(5.2, 3.4 if legend else 2.9)
+    figure = _figure(*((5.2, 3.4) if legend else (3.6, 2.5)))
     axes = figure.add_subplot()
     _lines(axes, profiles, styles, 1.0)
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="normalised score \u03c4", ylabel="share of runs above \u03c4")
@@ -210,7 +212,11 @@ def _plain(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, styles: Mapping[str, Style], width: float) -> None:
-    handles = [Line2D([], [], color=s.colour, linewidth=2.2, dashes=s.dash if s.dash else (None, None)) for s in styles.values()]
-    longest = max(map(len, styles)) * 0.075 + 0.6
-    figure.legend(handles, list(styles), loc="outside upper left", ncols=max(1, int(width / longest)), frameon=False,
-                  labelcolor=INK, fontsize=9, handlelength=1.8, columnspacing=1.6)
+    handles = [Line2D([], [], color=style.colour, linewidth=2.2) for style in styles.values()]
+    for handle, style in zip(handles, styles.values(), strict=True):
+        if style.dash:
+            handle.set_dashes(style.dash)
+    inches = [0.075 * len(row) + 0.55 for row in styles]  # of a name at this size, with its line
+    columns = len(styles) if sum(inches) <= width else max(1, int(width / max(inches)))
+    figure.legend(handles, list(styles), loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK,
+                  fontsize=9, handlelength=1.8, columnspacing=1.6)

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 MISSING = "\u2013"
 AGGREGATE = "all tasks, normalised"
 READING = (
-    "A cell is the interquartile mean (IQM) over seeds of the return of the final policy in fresh episodes, never the best "
-    "evaluation, with its 95 % stratified bootstrap interval in brackets (percentile method). With fewer than 4 seeds the "
-    "IQM is the plain mean, and an interval of few seeds is too narrow: it cannot leave the range of their returns. Bold: "
-    "the best IQM of a line, if its interval does not overlap the runner-up's, both have at least 3 seeds and its runs are "
-    f"complete. \u2020: runs that ended below the target frames, counted with their last evaluation. {MISSING}: no run."
+    "A cell is the interquartile mean (IQM) over seeds of the return of the final policy in fresh episodes, never the "
+    "best evaluation, with its 95 % stratified bootstrap interval in brackets (percentile method). With fewer than 4 "
+    "seeds the IQM is the plain mean, and an interval of few seeds is too narrow: it cannot leave the range of their "
+    "returns. Bold: the best IQM of a line, if its interval does not overlap the runner-up's, both have at least 3 "
+    "seeds and its runs are complete. \u2020: runs that ended below the target frames, counted with their last "
+    f"evaluation. {MISSING}: no run."
 )
 
 
@@ -46,7 +47,8 @@ def cell_text(summary: Summary, task: str | None, row: str) -> list[str]:
         return [MISSING]
     scale = max([1.0] if task is None else [abs(c.finals).max() for (t, _), c in cells.items() if t == task])
     bounds = [] if estimate.low is None else [f"[{number(estimate.low, scale)}, {number(estimate.high, scale)}]"]
-    mine = [cell for (t, r), cell in cells.items() if r == row and (t not in summary.left_out if task is None else t == task)]
+    tasks = [t for t in summary.table.tasks if t not in summary.left_out] if task is None else [task]
+    mine = [cells[t, row] for t in tasks]
     counts = sorted({len(cell.runs) for cell in mine})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}\u2013{counts[-1]}"
     dagger = " \u2020" if any(cell.incomplete for cell in mine) else ""
@@ -57,7 +59,8 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     """What stands under a table as (label, text): how it was measured, made, normalised, and how it compares."""
     info, cells, table = summary.table.info, summary.table.cells, summary.table
     last = [run[-1] for cell in cells.values() for run in cell.runs.values()]
-    target = info.frames if isinstance(info.frames, dict) else {"": info.frames}
+    target = {task: info.frames[task] if isinstance(info.frames, dict) else info.frames for task in table.tasks}
+    target = {"": next(iter(target.values()))} if len(set(target.values())) == 1 else target
     episodes = ", ".join(f"{n:,}" for n in sorted({end.episodes for end in last}))
     short = [f"{row} on {task}, seed {seed}: {at:,} of {cells[task, row].target:,} frames" for task in table.tasks
              for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
@@ -65,7 +68,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     out = [
         ("Return", f"{info.mode} actions" + f", {episodes} episodes per evaluation" * bool(episodes)),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
-        ("Wall time per run (median)", _minutes(summary)),
+        ("Wall time per run, median", _minutes(summary)),
         ("Command", info.command),
         ("Commit", ", ".join(sorted({end.commit for end in last}))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
@@ -105,11 +108,11 @@ def _normalisation(summary: Summary) -> str:
         return ""
     given = [task for task in summary.table.tasks if task in summary.table.info.random and task not in summary.left_out]
     left = len(summary.table.tasks) - len(summary.left_out) - len(given)
-    floor = " and ".join([*(["the return of random actions"] if given else []),
-                          *([f"the lowest run{' where that is not known' if given else ''}"] if left else [])])
+    floor = " and ".join(["the return of random actions"] * bool(given)
+                         + [f"the lowest run{' where that is not known' * bool(given)}"] * bool(left))
     uneven = len({len(runs) for scores in summary.scores.values() for runs in scores}) > 1
-    return (f"per task 0 is {floor}, 1 the best run of this table; all runs of all tasks are pooled, a row without runs on "
-            "every task has no aggregate" + "; tasks with more seeds weigh more" * uneven
+    return (f"per task 0 is {floor}, 1 the best run of this table; all runs of all tasks are pooled, a row without "
+            "runs on every task has no aggregate" + "; tasks with more seeds weigh more" * uneven
             + (f"; left out, because no run is above 0: {', '.join(summary.left_out)}" if summary.left_out else ""))
 
 
@@ -117,38 +120,56 @@ STYLE = """
 :root{color-scheme:light dark;--bg:#fbfbf9;--card:#fff;--ink:#1d2126;--muted:#646b75;--line:#e2e3e0;--accent:#2f6fca}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1b1f24;--ink:#e6e8eb;--muted:#979fa9;--line:#2e343b;
 --accent:#7fb0f5}}
-*{box-sizing:border-box}html{scroll-behavior:smooth}
+*{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main,header{max-width:1120px;margin:auto;padding:0 20px}header{padding-top:48px}main{padding-bottom:64px}
-h1{font-size:2rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 12px}h2{font-size:1.35rem;margin:0 0 16px}
-h3{font-size:1rem;margin:32px 0 8px}.muted,header p{color:var(--muted);max-width:78ch}header p{margin:0 0 12px;font-size:.92rem}
-a{color:var(--accent)}nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:16px 0 0}
+main,header{max-width:1120px;margin:auto;padding:0 20px}
+header{padding-top:48px}
+main{padding-bottom:64px}
+h1{font-size:2rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 12px}
+h2{font-size:1.35rem;margin:0 0 16px}
+h3{font-size:1rem;margin:32px 0 8px}
+.muted{color:var(--muted);max-width:80ch;margin:0 0 12px;font-size:.92rem}
+a{color:var(--accent)}
+nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:16px 0 0}
 section{border-top:1px solid var(--line);margin-top:40px;padding-top:32px}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:10px 16px;text-align:right;white-space:nowrap;vertical-align:top}
-tbody tr+tr>*,tfoot tr>*{border-top:1px solid var(--line)}tfoot tr>*{border-top-width:2px}
+tbody tr>*,tfoot tr>*{border-top:1px solid var(--line)}
+tfoot tr>*{border-top-width:2px}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card);font-weight:500}
-thead th{font-weight:600;padding:4px 6px}thead button{font:inherit;color:inherit;background:none;border:0;padding:6px 10px;
-border-radius:6px;cursor:pointer}thead button:hover{background:var(--bg)}
+thead th{font-weight:600;padding:4px 6px}
+thead button{font:inherit;color:inherit;background:none;border:0;padding:6px 10px;border-radius:6px;cursor:pointer}
+thead button:hover{background:var(--bg)}
 thead button::after{content:"\\2195";color:var(--muted);opacity:.45;margin-left:6px}
-[aria-sort=ascending] button::after{content:"\\2191";opacity:1}[aria-sort=descending] button::after{content:"\\2193";opacity:1}
-td span{display:block;color:var(--muted);font-size:.82rem;line-height:1.4}td strong{font-weight:700}
+[aria-sort=ascending] button::after{content:"\\2191";opacity:1}
+[aria-sort=descending] button::after{content:"\\2193";opacity:1}
+td span{display:block;color:var(--muted);font-size:.82rem;line-height:1.5}
+td strong{font-weight:700}
 .key{display:inline-block;vertical-align:middle;margin-right:7px;width:22px;height:4px}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.copy{font:.75rem/1 inherit;color:var(--muted);background:none;border:1px solid transparent;border-radius:5px;padding:3px 6px;
-cursor:pointer;font-size:.75rem}td .copy{margin:2px -7px 0 0}.copy:hover,.copy:focus-visible{color:var(--ink);border-color:var(--line)}
-pre{display:flex;gap:12px;align-items:flex-start;justify-content:space-between;margin:16px 0;padding:10px 14px;background:var(--card);
-border:1px solid var(--line);border-radius:10px;font-size:.85rem}pre code{white-space:pre-wrap;overflow-wrap:anywhere}
+.copy{font:inherit;font-size:.75rem;line-height:1;color:var(--muted);background:none;border:1px solid var(--line);
+border-radius:5px;padding:3px 6px;cursor:pointer}
+td .copy{margin-left:8px}
+.copy:hover,.copy:focus-visible{color:var(--ink);border-color:var(--muted)}
+pre{display:flex;gap:12px;align-items:flex-start;justify-content:space-between;margin:16px 0;padding:10px 14px;
+background:var(--card);border:1px solid var(--line);border-radius:10px;font-size:.85rem}
+pre code{white-space:pre-wrap;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(150px,max-content) 1fr;gap:4px 24px;font-size:.88rem;margin:16px 0}
-dt{color:var(--muted);max-width:34ch}dd{margin:0;overflow-wrap:anywhere}
+dt{color:var(--muted);max-width:40ch}
+dd{margin:0;overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.88rem;margin:0 0 12px;padding:0;list-style:none}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:20px}
-figure{margin:0;min-width:0}figcaption{font-size:.88rem;font-weight:500;margin-bottom:2px}
-svg{display:block;width:100%;height:auto}svg text{font-family:inherit!important}.profile{max-width:560px}
-details{margin-top:24px}summary{cursor:pointer;font-weight:600}details .panels{margin-top:12px}img{max-width:100%;border-radius:8px}
-@media(max-width:640px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:8px}header{padding-top:28px}h1{font-size:1.6rem}
-th,td{padding:8px 12px}}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:24px}
+figure{margin:0;min-width:0;max-width:420px}
+figcaption{font-size:.88rem;font-weight:500;margin-bottom:4px}
+svg{display:block;width:100%;height:auto}
+svg text{font-family:inherit!important}
+details{margin-top:24px}
+summary{cursor:pointer;font-weight:600}
+details .panels{margin-top:12px}
+img{max-width:100%;border-radius:8px}
+@media(max-width:640px){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:8px}header{padding-top:28px}
+h1{font-size:1.6rem}th,td{padding:8px 12px}}
 """
 
 SCRIPT = """
@@ -180,13 +201,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 def html(summaries: Sequence[Summary], drawings: Sequence[Drawing]) -> str:
     """The whole page as one file that needs no network."""
     names = [(s.table.name, s.table.info.title) for s in summaries]
-    nav = "".join(f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in names) if len(names) > 1 else ""
+    links = "".join(f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in names)
+    nav = f'<nav aria-label="Tables">{links}</nav>' if len(names) > 1 else ""
     sections = "".join(_section(summary, drawing) for summary, drawing in zip(summaries, drawings, strict=True))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style></head>\n<body>'
-        f"<header><h1>Results</h1><p>{escape(READING)}</p>{f'<nav aria-label=Tables>{nav}</nav>' if nav else ''}</header>\n"
+        f'<header><h1>Results</h1><p class="muted">{escape(READING)}</p>{nav}</header>\n'
         f"<main>{sections}</main>\n<script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -199,24 +221,33 @@ def _copy(command: str, what: str) -> str:
 def _section(summary: Summary, drawing: Drawing) -> str:
     info, name = summary.table.info, escape(summary.table.name)
     notes = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(summary) if k != "Command")
-    legend = f'<ul class="legend">{"".join(f"<li>{_key(s)}{escape(r)}</li>" for r, s in drawing.styles.items())}</ul>'
-    panels = "".join(f"<figure><figcaption>{escape(task)}</figcaption>{svg}</figure>" for task, svg in drawing.curves.items())
+    legend, scored = _legend(drawing.styles), _legend({row: drawing.styles[row] for row in summary.scores})
+    panels = "".join(f"<figure><figcaption>{escape(task)}</figcaption>{svg}</figure>"
+                     for task, svg in drawing.curves.items())
     curves = f'<h3>Return over training</h3>{legend}<div class="panels">{panels}</div>' if panels else ""
-    profile = (f'<h3>Performance profile</h3><p class="muted">Share of runs whose normalised score is above a threshold; '
-               f'higher is better.</p>{legend}<figure class="profile">{drawing.profile}</figure>') if drawing.profile else ""
-    return (f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(info.title)}</h2>'
-            f'{_table(summary, drawing.styles)}<pre><code>{escape(info.command)}</code>{_copy(info.command, info.title)}</pre>'
-            f"<dl>{notes}</dl>{curves}{profile}{_pictures(summary)}</section>\n")
+    profile = ('<h3>Performance profile</h3><p class="muted">Share of runs with a normalised score above a threshold: '
+               f"the higher the better.</p>{scored}<figure>{drawing.profile}</figure>" if drawing.profile else "")
+    command = f"<pre><code>{escape(info.command)}</code>{_copy(info.command, info.title)}</pre>"
+    head = f'<h2 id="{name}-title">{escape(info.title)}</h2>'
+    return (f'<section id="{name}" aria-labelledby="{name}-title">{head}'
+            f"{_table(summary, drawing.styles)}{command}<dl>{notes}</dl>{curves}{profile}"
+            f"{_pictures(summary)}</section>\n")
+
+
+def _legend(styles: Mapping[str, Style]) -> str:
+    return f'<ul class="legend">{"".join(f"<li>{_key(style)}{escape(row)}</li>" for row, style in styles.items())}</ul>'
 
 
 def _key(style: Style) -> str:
-    return (f'<svg class="key" viewBox="0 0 22 4" aria-hidden="true"><line x1="0" y1="2" x2="22" y2="2" stroke="{style.colour}" '
-            f'stroke-width="3" stroke-dasharray="{" ".join(map(str, style.dash))}"/></svg>')
+    dashes = " ".join(map(str, style.dash))
+    return (f'<svg class="key" viewBox="0 0 22 4" aria-hidden="true"><line x1="0" y1="2" x2="22" y2="2" '
+            f'stroke="{style.colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>')
 
 
 def _table(summary: Summary, styles: Mapping[str, Style]) -> str:
     table = summary.table
-    heads = "".join(f'<th scope="col"><button type="button">{_key(styles[r])}{escape(r)}</button></th>' for r in table.rows)
+    heads = "".join(f'<th scope="col"><button type="button">{_key(styles[row])}{escape(row)}</button></th>'
+                    for row in table.rows)
     lines = "".join(f'<tr><th scope="row" data-value="{escape(task)}">{escape(task)}</th>'
                     f'{"".join(_cell(summary, task, row) for row in table.rows)}</tr>' for task in table.tasks)
     total = "".join(_cell(summary, None, row) for row in table.rows)
@@ -229,22 +260,23 @@ def _table(summary: Summary, styles: Mapping[str, Style]) -> str:
 def _cell(summary: Summary, task: str | None, row: str) -> str:
     value, *rest = cell_text(summary, task, row)
     value = f"<strong>{value}</strong>" if task is not None and summary.bold.get(task) == row else value
-    copy = "" if task is None else _copy(summary.table.command(task, row), f"{row} on {task}")
-    data = "" if task is None or (task, row) not in summary.cells else f' data-value="{summary.cells[task, row].value:.9g}"'
-    return f"<td{data}>{value}{''.join(f'<span>{escape(part)}</span>' for part in rest)}{copy}</td>"
+    number_of = summary.cells.get((task, row)) if task is not None else None
+    data = f' data-value="{number_of.value:.9g}"' if number_of else ""
+    spans = [escape(part) for part in rest]
+    if task is not None:
+        spans = [*spans[:-1], "".join(spans[-1:]) + _copy(summary.table.command(task, row), f"{row} on {task}")]
+    return f"<td{data}>{value}{''.join(f'<span>{part}</span>' for part in spans)}</td>"
 
 
 def _pictures(summary: Summary) -> str:
     table, figures = summary.table, []
-    for task in table.tasks:
-        for row in table.rows:
-            path = table.path(task, row, "gif")
-            if path.exists():
-                data = path.read_bytes()
-                if not data.startswith((b"GIF87a", b"GIF89a")):
-                    raise ValueError(f"{path} is not a GIF file")
-                what = escape(f"{row} on {task}")
-                figures.append(f'<figure><figcaption>{what}</figcaption><img loading="lazy" decoding="async" alt="Episode of '
-                               f'{what}" src="data:image/gif;base64,{base64.b64encode(data).decode()}"></figure>')
-    return f'<details><summary>Episodes ({len(figures)})</summary><div class="panels">{"".join(figures)}</div></details>' \
-        if figures else ""
+    files = {(task, row): table.path(task, row, "gif") for task in table.tasks for row in table.rows}
+    for (task, row), path in ((key, path) for key, path in files.items() if path.exists()):
+        data = path.read_bytes()
+        if not data.startswith((b"GIF87a", b"GIF89a")):
+            raise ValueError(f"{path} is not a GIF file")
+        what, text = escape(f"{row} on {task}"), base64.b64encode(data).decode()
+        figures.append(f'<figure><figcaption>{what}</figcaption><img loading="lazy" decoding="async" '
+                       f'alt="Episode of {what}" src="data:image/gif;base64,{text}"></figure>')
+    body = f'<summary>Episodes ({len(figures)})</summary><div class="panels">{"".join(figures)}</div>'
+    return f"<details>{body}</details>" if figures else ""

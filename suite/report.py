@@ -1,10 +1,9 @@
 """Results folder -> tables, intervals, curves, one HTML page: ``python -m suite.report [results]``.
 
 ``results/<table>/<row>__<task with '/' as '.'>.csv`` holds one line per evaluation (see `Evaluation`), and
-``results/<table>/table.json`` describes the table (see `Info`). Both are only parsed, never executed.
-
-A line whose frames do not exceed its seed's previous line means that the run was resumed or repeated from there: it
-replaces the lines of that seed at or beyond it. The last line of a seed is its final policy.
+``results/<table>/table.json`` describes the table (see `Info`). Both are only parsed, never executed. A line whose
+frames do not exceed its seed's previous line means that the run was resumed or repeated from there: it replaces the
+lines of that seed at or beyond it. The last line of a seed is its final policy.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -85,8 +83,8 @@ class Cell:
 
     def series(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames and returns of one seed."""
-        rows = self.runs[seed]
-        return np.array([r.frames for r in rows], float), np.array([getattr(r, f"return_{self.mode}") for r in rows])
+        return tuple(np.array([getattr(line, key) for line in self.runs[seed]], float)
+                     for key in ("frames", f"return_{self.mode}"))
 
     @property
     def finals(self) -> np.ndarray:
@@ -204,19 +202,17 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _source(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"value", "source"} and _number(value["value"])
+    known = type(value) is dict and set(value) == {"value", "source"}
+    return known and _number(value["value"]) and _text(value["source"])
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("title", "command", "hardware", "cell_command"), _text),
     **dict.fromkeys(("notes", "rows", "tasks"), _all(list, _text)),
     "mode": lambda value: value in MODES,
-    "frames": lambda value: _all(dict, _count)(value if isinstance(value, dict) else {"": value}),
+    "frames": lambda value: _all(dict, lambda n: type(n) is int and n > 0)(
+        value if type(value) is dict else {"": value}),
     "versions": _all(dict, _text), "random": _all(dict, _number), "reference": _all(dict, _all(dict, _source)),
 }
 
@@ -227,10 +223,8 @@ def read_info(path: Path) -> Info:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected an object with the keys {sorted(CHECKS)}")
-    if unknown := sorted(set(data) - set(CHECKS)):
-        raise ValueError(f"{path}: unknown keys {unknown}; choose from {sorted(CHECKS)}")
+    if not isinstance(data, dict) or (unknown := sorted(set(data) - set(CHECKS))):
+        raise ValueError(f"{path}: {unknown if isinstance(data, dict) else data!r}, expected keys of {sorted(CHECKS)}")
     if missing := [f.name for f in fields(Info) if f.default is MISSING is f.default_factory and f.name not in data]:
         raise ValueError(f"{path}: keys {missing} are missing")
     for key, value in data.items():
@@ -241,20 +235,25 @@ def read_info(path: Path) -> Info:
 
 
 def read_table(folder: Path) -> Table:
-    """One table folder."""
+    """One table folder; tasks and rows in the order of table.json, then those only found as files."""
     info = read_info(folder / "table.json")
     names = {}
     for path in sorted(folder.glob("*.csv")):
         row, _, task = path.stem.partition("__")
-        task = task.replace(".", "/")
-        if file_name(row, task) != path.stem:
-            raise ValueError(f"{path}: expected <row>__<task>.csv")
-        names[task, row] = path
+        names[task.replace(".", "/"), row] = path
     tasks = list(dict.fromkeys([*info.tasks, *sorted(task for task, _ in names)]))
     rows = list(dict.fromkeys([*info.rows, *sorted(row for _, row in names)]))
-    if isinstance(info.frames, dict) and (lost := [t for t in tasks if t not in info.frames]):
-        raise ValueError(f"{folder / 'table.json'}: frames has no target for {lost}, only {sorted(info.frames)}")
+    try:
+        for task, row in [*names, *((task, row) for task in info.tasks for row in info.rows)]:
+            file_name(row, task)
+    except ValueError as error:
+        raise ValueError(f"{names.get((task, row), folder / 'table.json')}: <row>__<task>.csv: {error}") from None
+    # with planned tasks known, a name that is none of them is a typing error that would change the normalisation
+    if info.tasks and (lost := sorted({*info.random, *info.reference} - set(tasks))):
+        raise ValueError(f"{folder / 'table.json'}: random or reference names {lost}, but the tasks are {tasks}")
     target = info.frames if isinstance(info.frames, dict) else dict.fromkeys(tasks, info.frames)
+    if lost := [task for task in tasks if task not in target]:
+        raise ValueError(f"{folder / 'table.json'}: frames has no target for {lost}, only for {sorted(target)}")
     cells = {key: read_cell(path, info.mode, target[key[0]]) for key, path in names.items()}
     return Table(folder.name, folder, info, tasks, rows, {key: cell for key, cell in cells.items() if cell.runs})
 
@@ -264,11 +263,9 @@ def read_results(results: Path | str, only: Sequence[str] | None = None) -> list
     results = Path(results)
     if not results.is_dir():
         raise ValueError(f"no folder {str(results)!r}; expected <results>/<table>/table.json")
-    folders = {p.name: p for p in sorted(results.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    for name, path in folders.items():
-        if not (path / "table.json").exists() and any(path.glob("*.csv")):
-            raise ValueError(f"{path} has CSV files but no table.json: table {name!r} cannot be described")
-    folders = {name: path for name, path in folders.items() if (path / "table.json").exists()}
+    folders = {p.name: p for p in sorted(results.iterdir()) if any(p.glob("*.csv")) or (p / "table.json").exists()}
+    if bare := [str(path) for path in folders.values() if not (path / "table.json").exists()]:
+        raise ValueError(f"{bare[0]} has CSV files but no table.json")
     if unknown := [name for name in only or () if name not in folders]:
         raise ValueError(f"unknown table {unknown[0]!r}; choose from {sorted(folders)}")
     if not folders:
@@ -282,17 +279,6 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     return np.sort(scores, axis=0)[cut:len(scores) - cut].mean(axis=0)
 
 
-@contextmanager
-def _bootstrap_seed() -> Iterator[None]:
-    # rliable 1.2 draws from numpy's global random state and ignores its own random_state argument
-    state = np.random.get_state()
-    np.random.seed(BOOTSTRAP_SEED)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-
-
 def bootstrap(strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], Any] = iqm) -> Estimate:
     """A statistic of the pooled runs with its 95 % stratified bootstrap interval (percentile method).
 
@@ -304,11 +290,15 @@ def bootstrap(strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], An
 
     if min(map(len, strata)) < 2:
         return Estimate(statistic(np.concatenate(strata)))
-    with _bootstrap_seed():
+    state = np.random.get_state()
+    np.random.seed(BOOTSTRAP_SEED)  # rliable 1.2 draws from numpy's global state and ignores its argument random_state
+    try:
         point, bounds = library.get_interval_estimates(
             {"": [s[:, None] for s in strata]}, lambda *s: np.atleast_1d(statistic(np.concatenate(s)[:, 0])), reps=REPS)
-    shape = np.shape(statistic(np.concatenate(strata)))
-    return Estimate(*(np.reshape(array, shape)[()] for array in (point[""], *bounds[""])))
+    finally:
+        np.random.set_state(state)
+    scalar = np.ndim(statistic(np.concatenate(strata))) == 0
+    return Estimate(*(array[0] if scalar else array for array in (point[""], *bounds[""])))
 
 
 def normalised(table: Table) -> tuple[dict[str, list[np.ndarray]], list[str]]:
@@ -359,7 +349,7 @@ def best_row(table: Table, task: str, cells: dict[tuple[str, str], Estimate]) ->
 
 def markdown(summaries: Sequence[Summary], figures: bool = True) -> str:
     """results/README.md as text; ``figures`` links the pictures that stand beside each table."""
-    lines = ["# Results", "", "Written by `python -m suite.report` from the CSV files beside it; do not edit.", "", page.READING]
+    lines = ["# Results", "", "Written by `python -m suite.report` from CSV files; do not edit.", "", page.READING]
     for summary in summaries:
         table = summary.table
         lines += ["", f"## {page.mark(table.info.title)}", ""]
@@ -369,10 +359,11 @@ def markdown(summaries: Sequence[Summary], figures: bool = True) -> str:
             for row, text in zip(table.rows, texts, strict=True):
                 text[0] = f"**{text[0]}**" if row == summary.bold.get(task) else text[0]
             lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *map(' '.join, texts)])} |")
-        lines += ["", *(f"- {label}: {page.mark(text) if label != 'Command' else f'`{text}`'}"
+        lines += ["", *(f"- {label}: " + (f"`{text}`" if label == "Command" else page.mark(text))
                         for label, text in page.facts(summary))]
         for name, there in (("curves", table.cells), ("profile", summary.scores)):
-            lines += ["", f"![{name} of {page.mark(table.info.title)}]({table.name}/{name}.png)"] if there and figures else []
+            if there and figures:
+                lines += ["", f"![{page.mark(table.info.title)}: {name}]({table.name}/{name}.png)"]
     return "\n".join(lines) + "\n"
 
 
@@ -390,14 +381,13 @@ def write_report(results: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; a user's mistake ends it with one line."""
-    parser = argparse.ArgumentParser(prog="python -m suite.report", description="Tables, figures and a page of results.")
+    parser = argparse.ArgumentParser(prog="python -m suite.report", description="Tables and figures of results.")
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder of tables")
     parser.add_argument("--tables", nargs="+", help="only print the Markdown of these tables, write nothing")
     options = parser.parse_args(arguments)
     try:
         if options.tables:
-            tables = read_results(options.results, options.tables)
-            print(markdown([summarise(table) for table in tables], figures=False), end="")
+            print(markdown([*map(summarise, read_results(options.results, options.tables))], figures=False), end="")
         else:
             print("\n".join(map(str, write_report(options.results))))
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -29,18 +30,18 @@ from suite.checkpoint import Checkpoints
 LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
 LOGGERS = ("csv", "tensorboard", "wandb")
 # a resumed run may change these: they do not alter what an iteration computes
-FREE = ("frames", "evaluate_every", "checkpoint_every", "loggers", "keep_checkpoints", "videos", "resume", "overwrite",
-        "run_dir", "quiet", "eval_episodes")
+FREE = ("frames", "evaluations", "eval_episodes", "checkpoint_every", "keep_checkpoints", "loggers", "video", "resume",
+        "overwrite", "run_dir", "quiet")
 
 
 class Run:
-    """One training run on disk.
+    """One training run on disk: checked when it is made, written to from ``with run:`` on.
 
     Args:
         path: the run folder; must not exist unless ``resume`` or ``overwrite``.
         config: every option of the run as plain data.
         resume: continue from the newest whole checkpoint; the config must agree with the stored one.
-        overwrite: delete what is there.
+        overwrite: delete the run that is there.
         loggers: names out of ``LOGGERS``.
         quiet: no progress bar.
     """
@@ -50,49 +51,41 @@ class Run:
         self.path, self.config = Path(path), config
         self.first = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.path / "checkpoints", rank=distributed.rank(), keep=keep_checkpoints)
+        for name in loggers:
+            if name not in LOGGERS:
+                raise ValueError(f"unknown logger {name!r}; choose from {sorted(LOGGERS)}")
+        self.stored = stored_run(self.path) if resume else None
         self.state = self._resume() if resume else None
-        if self.first and not resume:
-            self._create(overwrite)
-        self.loggers = [_make_logger(name, self.path) for name in loggers] if self.first else []
-        self.bar = tqdm(total=config.get("frames"), unit="frame", unit_scale=True, disable=quiet or not self.first,
-                        initial=0 if self.state is None else self.state["frames"], dynamic_ncols=True)
+        if not resume and self.first:
+            _check_free(self.path, overwrite)
+        self.logger_names, self.loggers, self.quiet = tuple(loggers), [], quiet
         self.shown: dict[str, float] = {}
-        self.evaluations: list[tuple[int, float]] = []
+        self.evaluations: list[tuple[int, float]] = [] if self.state is None else list(self.state["evaluations"])
         self._signal: int | None = None
 
     # ------------------------------------------------------------------ creating and resuming
 
-    def _create(self, overwrite: bool) -> None:
-        if self.path.exists() and any(self.path.iterdir()):
-            if not overwrite:
-                raise ValueError(
-                    f"{self.path} exists: continue it with --resume {self.path}, or replace it with --overwrite"
-                )
-            shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json").write_text(
-                json.dumps(
-                    {"config": self.config, "versions": versions(), "commit": commit(), "command": " ".join(sys.argv)},
-                    indent=2,
-                )
-            )
-        except OSError as error:
-            raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
-
-    def _resume(self) -> dict[str, Any]:
-        stored = stored_run(self.path)["config"]
-        if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in self.config.items()
+    def _resume(self) -> dict[str, Any] | None:
+        stored = self.stored["config"] | {"processes": self.stored["processes"]}
+        given = self.config | {"processes": distributed.world_size()}
+        if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in given.items()
                            if key not in FREE and stored.get(key) != value]:
             raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences))
-        whole = set(self.checkpoints.whole())
-        common = (
-            self.checkpoints.load()["iteration"] if distributed.world_size() == 1 else distributed.largest_common(whole)
-        )
-        state = self.checkpoints.load(common)
-        if self.first:
-            _trim(self.path / "metrics" / "scalars", state["frames"])
-        return state
+        if not distributed.any_process(bool(self.checkpoints.paths())):
+            return None  # stopped before its first checkpoint: it begins again
+        if distributed.world_size() == 1:
+            return self.checkpoints.load()
+        return self.checkpoints.load(distributed.largest_common(set(self.checkpoints.whole())))
+
+    def _write_config(self) -> None:
+        now = {"versions": versions(), "commit": commit(), "command": " ".join(sys.argv)}
+        record = {"config": self.config, "processes": distributed.world_size()}
+        if self.stored is None:
+            record |= now
+        else:
+            frames = 0 if self.state is None else self.state["frames"]
+            record = self.stored | record | {"resumed": [*self.stored.get("resumed", []), {"frames": frames, **now}]}
+        _write(self.path / "config.json", json.dumps(record, indent=2))
 
     # ------------------------------------------------------------------ what the trainer calls
 
@@ -114,7 +107,8 @@ class Run:
 
     def save(self, state: dict[str, Any], *, iteration: int, frames: int) -> None:
         """Write a checkpoint; every process its own."""
-        self.checkpoints.save(state | {"frames": frames, "iteration": iteration}, iteration)
+        row = {"frames": frames, "iteration": iteration, "evaluations": list(self.evaluations)}
+        self.checkpoints.save(state | row, iteration)
 
     @property
     def stop_requested(self) -> bool:
@@ -130,16 +124,32 @@ class Run:
         if self.evaluations:
             (_, before), (frames, after) = self.evaluations[0], self.evaluations[-1]
             lines.append(f"return   {before:.3f} -> {after:.3f} after {frames:,} frames (greedy, fresh episodes)")
-        if video and trainer.evaluate is not None and not self.stop_requested:
+        stopped = self._signal is not None  # not `stop_requested`: the other processes do not come here
+        if video and trainer.evaluate is not None and not stopped:
             lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
+        more = "" if stopped else f" --frames {2 * trainer.frames}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
-                  f"resume   python -m {module} --resume {self.path} --frames {2 * trainer.frames}",
+                  f"resume   python -m {module} --resume {self.path}" + more,
                   f"swap     python -m {module} {swap}"]
         print("\n".join(lines))
 
     # ------------------------------------------------------------------ signals
 
     def __enter__(self) -> Run:
+        if self.first:
+            try:
+                if self.stored is None and self.path.exists():
+                    shutil.rmtree(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._write_config()
+                # a run at its first frame evaluates again
+                _trim(self.path / "metrics" / "scalars", -1 if self.state is None else self.state["frames"] or -1)
+                self.loggers = [_make_logger(name, self.path) for name in self.logger_names]
+            except OSError as error:
+                raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
+        self.bar = tqdm(total=self.config.get("frames"), unit="frame", unit_scale=True, dynamic_ncols=True,
+                        initial=0 if self.state is None else self.state["frames"], disable=self.quiet or not self.first)
+        self.state = None  # the trainer has taken it
         self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -172,7 +182,7 @@ class MemoryRun:
 
 
 def stored_run(path: str | Path) -> dict[str, Any]:
-    """Config, versions, commit and command of a run folder; ValueError if it is none."""
+    """Config, number of processes, versions, commit and command of a run folder; ValueError if it is none."""
     file = Path(path) / "config.json"
     if not file.exists():
         raise ValueError(f"{path} is not a run folder: it has no config.json")
@@ -188,16 +198,15 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The git commit of the source tree, marked if it was changed; 'unknown' outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
     try:
-        run = lambda *command: (
-            subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout
-        )  # noqa: E731
-        return run("rev-parse", "--short", "HEAD").strip() + (
-            "+changes" if run("status", "--porcelain").strip() else ""
-        )
+        return _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*command: str) -> str:
+    root = str(Path(__file__).resolve().parents[1])
+    return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _make_logger(name: str, path: Path):
@@ -205,11 +214,30 @@ def _make_logger(name: str, path: Path):
         return CSVLogger(exp_name="metrics", log_dir=str(path))
     if name == "tensorboard":
         return TensorboardLogger(exp_name="metrics", log_dir=str(path))
-    if name == "wandb":
-        from torchrl.record import WandbLogger
+    from torchrl.record import WandbLogger
 
+    try:
         return WandbLogger(exp_name=str(path), project="cooperative")
-    raise ValueError(f"unknown logger {name!r}; choose from {sorted(LOGGERS)}")
+    except ImportError as error:
+        raise ValueError(f"logger 'wandb' needs its package, pip install murmur-rl[wandb]: {error}") from error
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; name a folder with --run-dir")
+    if any(path.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{path} exists: continue it with --resume {path}, or replace it with --overwrite")
+        if not (path / "config.json").exists():
+            raise ValueError(f"{path} is not a run folder (it has no config.json), so --overwrite does not delete it")
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
 
 
 def _trim(folder: Path, frames: int) -> None:
@@ -218,4 +246,4 @@ def _trim(folder: Path, frames: int) -> None:
         lines = file.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= frames]
         if len(kept) < len(lines):
-            file.write_text("".join(kept))
+            _write(file, "".join(kept))

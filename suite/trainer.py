@@ -152,8 +152,8 @@ class Trainer:
         if self.iteration == 0:
             self._evaluate()
             self._checkpoint()
-        batches = iter(self.collector)
-        while not self.run.stop_requested:
+        batches, stop = iter(self.collector), self.run.stop_requested
+        while not stop:
             start = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
@@ -171,7 +171,8 @@ class Trainer:
             last = self.collector.frames >= self.collector.total_frames
             if last or _due(self.iteration, self.evaluate_every):
                 self._evaluate()
-            if last or self.run.stop_requested or _due(self.iteration, self.checkpoint_every):
+            stop = self.run.stop_requested  # asked once, so that a stop never goes without its checkpoint
+            if last or stop or _due(self.iteration, self.checkpoint_every):
                 self._checkpoint()
 
     @property

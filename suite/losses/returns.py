@@ -111,7 +111,7 @@ class Returns(ValueEstimatorBase):
         if name == "critic":
             batch[CRITIC_HIDDEN] = hidden
         out = lowered(now | {CRITIC_HIDDEN: hidden, IS_INIT: batch[IS_INIT]})
-        reached = out["next", *CRITIC_HIDDEN]
+        reached = out["next", CRITIC_HIDDEN]
         self.hidden[name] = reached[:, -1].clone()
         single = {key: x.flatten(0, 1) for key, x in after.items()}
         single |= {CRITIC_HIDDEN: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}

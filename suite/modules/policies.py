@@ -16,7 +16,7 @@ from suite.modules.networks import AgentGRU, AgentInput, Init, JointInput, Shari
 from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE, Specs
 
 Head = Literal["tanh_normal", "normal"]
-CRITIC_HIDDEN = (GROUP, "critic_hidden")
+CRITIC_HIDDEN = "critic_hidden"  # [N, T, A, H], or [N, T, 1, H] where one row serves all agents: so not in the group
 MASKED_LOGIT = -1e10
 MIN_SCALE = 1e-4
 
@@ -147,7 +147,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
     network = CriticNetwork(trunk, n, index=index, init=init).to(device)
     in_keys, out_keys = [STATE if has_state else OBSERVATION, *features], [VALUE]
     if recurrent_dim:
-        in_keys, out_keys = [*in_keys, CRITIC_HIDDEN, IS_INIT], [*out_keys, ("next", *CRITIC_HIDDEN)]
+        in_keys, out_keys = [*in_keys, CRITIC_HIDDEN, IS_INIT], [*out_keys, ("next", CRITIC_HIDDEN)]
     return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
 
 

@@ -230,6 +230,13 @@ def test_restored_rows_only():
     now = env._observe()[OBSERVATION]
     assert torch.equal(now[[0, 2]], then[[0, 2]]) and torch.equal(now[1], after[1])
     assert env.taken.tolist() == [3, 5, 3]
+    one_way, other_way = (torch.full((3, 1, 1), force) for force in (2.0, -2.0))
+    out = env.step_tensors({ACTION: one_way})
+    branch = env._capture()
+    env._restore(before)
+    env.step_tensors({ACTION: other_way})  # the same seed and as many steps, but another way
+    env._restore(branch)
+    assert torch.equal(env._observe()[OBSERVATION], out[OBSERVATION])
 
 
 def test_partial_steps_of_torchrl():

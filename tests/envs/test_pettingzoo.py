@@ -58,8 +58,8 @@ class Dying(ParallelEnv):
         ends = {"cat_0": self.time == 2, "cat_1": self.time == 4, "dog_0": self.dog == "terminated" and self.time == 4}
         late = {"cat_0": False, "cat_1": False, "dog_0": self.time == 5}
         self.agents = [a for a in acting if not (ends[a] or late[a])]
-        observations, infos = self._seen(acting)
-        pick = {a: 1.0 + actions[a] for a in acting} | {"cat_0": 7.0}  # a careless game: it goes on to reward the dead
+        observations, infos = self._seen(self.possible_agents)  # careless: goes on to show and reward the dead
+        pick = {a: 1.0 + actions[a] for a in acting} | {"cat_0": 7.0}
         return observations, pick, {a: ends[a] for a in acting}, {a: late[a] for a in acting}, infos
 
     def state(self):

@@ -1,0 +1,247 @@
+"""The whole state of a VMAS simulator: find it, copy it, put it back, and reset some rows without touching the others.
+
+Everything a VMAS simulator knows hangs off its scenario object. `find_slots` walks that graph breadth first and names
+every entry by its path, so that a state saved from one simulator fits into another of the same scenario.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vmas.simulator.core import Entity
+from vmas.simulator.scenario import BaseScenario
+from vmas.simulator.utils import Color
+
+WALKED = ("vmas.", "envs.vmas", "torch.distributions.")  # packages whose objects hold simulator state
+# one vector for all rows; named, because with as many rows as entries it would look like one number per row
+FLAT = ("_color", "_gravity", "_u_range_tensor", "_u_multiplier_tensor", "_u_noise_tensor")
+CACHES = "_delta_anchor_tensor_map"  # constants that joints compute when first asked
+
+Entry = tuple[Any, Any, Any]  # container, key, value
+
+
+@dataclass
+class Slots:
+    """Entries of the object graph by path, each as (container, key, value).
+
+    Attributes:
+        rows: tensors with one row per environment. ``shared``: other tensors.
+        plain: numbers, strings, None and colours. ``links``: objects that have another, earlier path as their home.
+        boxes: home path -> object. ``homes``: id of an object -> home path.
+    """
+
+    rows: dict[str, Entry] = field(default_factory=dict)
+    shared: dict[str, Entry] = field(default_factory=dict)
+    plain: dict[str, Entry] = field(default_factory=dict)
+    links: dict[str, Entry] = field(default_factory=dict)
+    boxes: dict[str, Any] = field(default_factory=dict)
+    homes: dict[int, str] = field(default_factory=dict)
+
+    def entry(self, path: str) -> tuple[Any, Any] | None:
+        """Container and key of a path, also of one that does not exist yet; None if nothing can be put there."""
+        for entries in (self.rows, self.shared, self.plain, self.links):
+            if path in entries:
+                return entries[path][:2]
+        parent, _, name = path.rpartition("/")
+        box = self.boxes.get(parent)
+        if box is None or isinstance(box, (list, tuple)) or CACHES in path:
+            return None
+        return (box, name) if isinstance(box, dict) else (box.__dict__, name)
+
+
+@cache
+def _kind(cls: type) -> str:
+    if issubclass(cls, Tensor):
+        return "tensor"
+    if issubclass(cls, (bool, int, float, str, type(None), Color)):
+        return "plain"
+    if issubclass(cls, (dict, list, tuple)):
+        return "box"
+    leaf = issubclass(cls, (type, Enum, FunctionType, MethodType))
+    return "box" if not leaf and f"{cls.__module__}.".startswith(WALKED) else "leaf"
+
+
+def _items(box: Any) -> tuple[Any, Any]:
+    if isinstance(box, dict):
+        return box, box.items()
+    if isinstance(box, (list, tuple)):
+        return box, enumerate(box)
+    return box.__dict__, box.__dict__.items()
+
+
+def _name(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, Entity):  # tables with an entry per entity
+        return f"@{key.name}"
+    return "+".join(sorted(key)) if isinstance(key, frozenset) else str(key)  # joints: names of the two bodies
+
+
+def find_slots(scenario: BaseScenario, num_envs: int) -> Slots:
+    """Every entry reachable from ``scenario``; breadth first, so that bodies are at home in the world's own lists."""
+    slots = Slots(boxes={"": scenario}, homes={id(scenario): ""})
+    queue = deque([("", scenario)])
+    while queue:
+        path, box = queue.popleft()
+        container, items = _items(box)
+        fixed = isinstance(container, tuple)
+        for key, value in items:
+            kind = _kind(type(value))
+            if kind == "leaf":
+                continue
+            here = f"{path}/{_name(key)}"
+            if kind == "box":
+                if id(value) not in slots.homes:
+                    slots.homes[id(value)], slots.boxes[here] = here, value
+                    queue.append((here, value))
+                elif not fixed:
+                    slots.links[here] = (container, key, value)
+            elif fixed:
+                continue
+            elif kind == "plain":
+                slots.plain[here] = (container, key, value)
+            elif value.ndim and value.shape[0] == num_envs and not (value.ndim == 1 and key in FLAT):
+                slots.rows[here] = (container, key, value)
+            else:
+                slots.shared[here] = (container, key, value)
+    return slots
+
+
+def reset_rows(scenario: BaseScenario, num_envs: int, mask: Tensor, reset: Callable[[], None]) -> None:
+    """Run ``reset``, a vectorised reset of all rows, and give the rows where ``mask`` [N] is False their state back.
+
+    What all rows share (a goal drawn once for the whole batch, a colour) keeps its value.
+    """
+    before = find_slots(scenario, num_envs)
+    copies = _clones(before.rows, {}) | _clones(before.shared, {})
+    reset()
+    after, merged = find_slots(scenario, num_envs), {}
+    for path, (container, key, new) in after.rows.items():
+        old = copies.get(path)
+        if old is not None and old.shape == new.shape:
+            pair = (id(new), id(old))  # entries that are one tensor stay one tensor
+            if pair not in merged:
+                merged[pair] = torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
+            container[key] = merged[pair]
+    for path, (container, key, _) in after.shared.items():
+        if path in before.shared:
+            container[key] = copies[path]
+    for kind in ("plain", "links"):
+        earlier = getattr(before, kind)
+        for path, (container, key, new) in getattr(after, kind).items():
+            if path in earlier and earlier[path][2] is not new:
+                container[key] = earlier[path][2]
+
+
+def _clones(entries: dict[str, Entry], memo: dict[int, Tensor]) -> dict[str, Tensor]:
+    for _, _, value in entries.values():
+        if id(value) not in memo:
+            memo[id(value)] = value.detach().clone()
+    return {path: memo[id(value)] for path, (_, _, value) in entries.items()}
+
+
+def capture(scenario: BaseScenario, num_envs: int) -> dict[str, dict[str, Any]]:
+    """The state as nested dicts of tensors, numbers and strings; survives ``torch.load(weights_only=True)``."""
+    slots, memo = find_slots(scenario, num_envs), {}
+    plain = {path: {"color": value.name} if isinstance(value, Color) else value
+             for path, (_, _, value) in slots.plain.items()}
+    return {"rows": _clones(slots.rows, memo), "shared": _clones(slots.shared, memo), "plain": plain,
+            "links": {path: slots.homes[id(value)] for path, (_, _, value) in slots.links.items()}}
+
+
+def restore(scenario: BaseScenario, num_envs: int, state: dict[str, dict[str, Any]], mask: Tensor | None = None) -> None:
+    """Put a captured state back; with ``mask`` [N] only into the rows where it is True. Missing entries are created.
+
+    Raises ValueError if the state has an entry that this simulator has no place for.
+    """
+    slots, memo = find_slots(scenario, num_envs), {}
+    device = scenario.world.device
+    if mask is not None:
+        for path, saved in state["rows"].items():
+            if path in slots.rows and slots.rows[path][2].shape == saved.shape:
+                container, key, now = slots.rows[path]
+                pair = (id(now), id(saved))
+                if pair not in memo:
+                    memo[pair] = torch.where(mask.view(-1, *[1] * (now.ndim - 1)), saved.to(device), now)
+                container[key] = memo[pair]
+        return
+    for path, saved in (state["rows"] | state["shared"]).items():
+        if id(saved) not in memo:
+            memo[id(saved)] = saved.to(device, copy=True)
+        _put(slots, path, memo[id(saved)])
+    for path, saved in state["plain"].items():
+        _put(slots, path, Color[saved["color"]] if isinstance(saved, dict) else saved)
+    for path, home in state["links"].items():
+        if home in slots.boxes:
+            _put(slots, path, slots.boxes[home])
+
+
+def _put(slots: Slots, path: str, value: Any) -> None:
+    place = slots.entry(path)
+    if place is not None:
+        container, key = place
+        container[key] = value
+    elif CACHES not in path:
+        raise ValueError(f"the saved simulator state has {path!r}, which this simulator does not: "
+                         "it was saved with another scenario or other options")
+
+
+class RandomState:
+    """A random state of one's own for a simulator that draws from the global generators.
+
+    Args:
+        seed: any integer. ``device``: the simulator's; on CUDA both the CPU and the device generator are separated.
+        numpy: the simulator draws from numpy's global generator too.
+    """
+
+    def __init__(self, seed: int, device: torch.device, *, numpy: bool = False):
+        self.device, self.numpy = device, numpy
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Start again from ``seed``."""
+        self.cpu = torch.Generator().manual_seed(seed).get_state()
+        cuda = self.device.type == "cuda"
+        self.cuda = torch.Generator(self.device).manual_seed(seed).get_state() if cuda else None
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, global draws come from this state; afterwards the global generators are as they were."""
+        cpu, cuda, arrays = torch.get_rng_state(), None, np.random.get_state() if self.numpy else None
+        if self.cuda is not None:
+            cuda = torch.cuda.get_rng_state(self.device)
+            torch.cuda.set_rng_state(self.cuda, self.device)
+        torch.set_rng_state(self.cpu)
+        try:
+            if self.numpy:  # tied to this state, so that there is nothing further to save
+                np.random.seed(int(torch.randint(2**31, ())))
+            yield
+        finally:
+            self.cpu = torch.get_rng_state()
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                self.cuda = torch.cuda.get_rng_state(self.device)
+                torch.cuda.set_rng_state(cuda, self.device)
+            if arrays is not None:
+                np.random.set_state(arrays)
+
+    def capture(self) -> dict[str, Tensor]:
+        """The state as tensors on the CPU (clones)."""
+        out = {"cpu": self.cpu.clone()}
+        return out if self.cuda is None else out | {"cuda": self.cuda.clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `capture` returned; a state saved on the CPU leaves the device generator as it is."""
+        self.cpu = state["cpu"].cpu().clone()
+        if self.cuda is not None and "cuda" in state:
+            self.cuda = state["cuda"].cpu().clone()

@@ -1,0 +1,187 @@
+"""What `recipes.speed` measures, one subject per fresh process; prints one JSON line.
+
+    python -m recipes.speed_workers collect ours simple_spread 512 True
+    python -m recipes.speed_workers train navigation 60 400 4 5 1
+
+Times are process CPU seconds of one thread, so that a busy machine disturbs them less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+HORIZON = 100
+STEPS = 64
+
+
+def timed(run: Callable[[], int], *, seconds: float) -> float:
+    """Frames per CPU second of ``run``, repeated for about that long after one warm-up call."""
+    run()
+    start, frames = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        frames += run()
+    return frames / (time.process_time() - start)
+
+
+def raw(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], int]:
+    """VMAS alone: random actions, no resets, no policy."""
+    import vmas
+
+    env = vmas.make_env(scenario, num_envs=num_envs, seed=0)
+    env.reset()
+    actions = [torch.rand(num_envs, agent.action_size) * 2 - 1 for agent in env.agents]
+
+    def run() -> int:
+        for _ in range(STEPS):
+            env.step([action.clone() for action in actions])
+        return STEPS * num_envs
+
+    return run
+
+
+def ours(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], int]:
+    """The recipe's collector with its 2 x 64 actor, episode returns included."""
+    from envs import make_env
+    from suite.collector import EpisodeStatistics, FastCollector
+    from suite.modules import make_actor
+    from suite.specs import Specs
+
+    env = make_env(f"vmas/{scenario}", num_envs=num_envs, max_steps=HORIZON)
+    actor = make_actor(
+        Specs.from_env(env),
+        {},
+        share="all",
+        agent_id=False,
+        cells=(64, 64),
+        activation="tanh",
+        init="default",
+        recurrent_dim=0,
+        head="tanh_normal",
+        state_dependent_scale=True,
+        device="cpu",
+    )
+    collector = FastCollector(env, actor, steps=STEPS, total_frames=10**12)
+    statistics = EpisodeStatistics()
+    collector.rollout()
+    if desynchronised:
+        env.steps = torch.arange(num_envs) % HORIZON
+
+    def run() -> int:
+        batch = collector.rollout()
+        statistics(batch)
+        return batch.numel()
+
+    return run
+
+
+def stock(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], int]:
+    """TorchRL's Collector over VmasEnv with StepCounter and RewardSum, and the same 2 x 64 actor from its parts."""
+    from tensordict.nn import TensorDictModule
+    from torchrl.collectors import Collector
+    from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv, VmasEnv
+    from torchrl.modules import MultiAgentMLP, NormalParamExtractor, ProbabilisticActor, TanhNormal
+
+    base = VmasEnv(scenario, num_envs=num_envs, seed=0, device="cpu")
+    spec = base.full_action_spec_unbatched["agents", "action"]
+    observation = base.observation_spec["agents", "observation"].shape[-1]
+    net = MultiAgentMLP(observation, 2 * spec.shape[-1], base.n_agents, centralised=False, share_params=True, depth=2,
+                        num_cells=64, activation_class=nn.Tanh)
+    params = [("agents", "loc"), ("agents", "scale")]
+    actor = ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(net, NormalParamExtractor()), in_keys=[("agents", "observation")], out_keys=params
+        ),
+        in_keys=params,
+        out_keys=[("agents", "action")],
+        spec=base.full_action_spec_unbatched,
+        distribution_class=TanhNormal,
+        distribution_kwargs=dict(low=spec.space.low, high=spec.space.high),
+        return_log_prob=True,
+    )
+    env = TransformedEnv(base, Compose(StepCounter(HORIZON), RewardSum(
+        in_keys=[("agents", "reward")], out_keys=[("agents", "episode_reward")], reset_keys=["_reset"])))
+    collector = Collector(env, actor, frames_per_batch=STEPS * num_envs, total_frames=10**12,
+                          auto_register_policy_transforms=False, track_traj_ids=False, device="cpu")
+    batches = iter(collector)
+    next(batches)
+    if desynchronised:
+        collector._carrier["step_count"] = (torch.arange(num_envs) % HORIZON).unsqueeze(-1)
+
+    return lambda: next(batches).numel()
+
+
+SUBJECTS = {"raw": raw, "ours": ours, "stock": stock}
+# the same nets, optimiser and data on both sides of the comparison with BenchMARL
+TRAINING = dict(
+    actor_cells=(64, 64),
+    critic_cells=(64, 64),
+    gamma=0.9,
+    gae_lambda=0.9,
+    lr=3e-4,
+    adam_eps=1e-6,
+    max_grad_norm=5.0,
+    entropy_coef=0.0,
+    clip=0.2,
+    normalize_advantage="none",
+    truncate=False,
+    steps=HORIZON,
+    max_steps=HORIZON,
+    evaluations=0,
+    checkpoint_every=0,
+)
+TASK_OPTIONS = {"navigation": {"n_agents": 3, "shared_rew": False, "collisions": True}, "balance": {"n_agents": 4}}
+
+
+def train(task: str, num_envs: int, minibatch: int, epochs: int, iterations: int, seed: int) -> dict[str, list[float]]:
+    """MAPPO of the cooperative recipe: CPU seconds and mean episode return of every iteration."""
+    from recipes.cooperative import configure, make_trainer
+    from suite.run import MemoryRun
+
+    cfg = dataclasses.replace(configure({}), **TRAINING, task=f"vmas/{task}", task_options=TASK_OPTIONS[task],
+                              num_envs=num_envs, minibatch_size=minibatch, epochs=epochs,
+                              frames=num_envs * HORIZON * iterations, seed=seed)
+    trainer = make_trainer(cfg, MemoryRun())
+    seconds, start = [], time.process_time()
+    inner = trainer.iterate
+
+    def iterate(batch):
+        nonlocal start
+        metrics = inner(batch)
+        now = time.process_time()
+        seconds.append(now - start)
+        start = now
+        return metrics
+
+    trainer.iterate = iterate
+    trainer.train()
+    return {
+        "seconds": seconds,
+        "returns": [row["episode/return"] for row in trainer.run.rows if "episode/return" in row],
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Dispatch on the command line."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    kind, *rest = arguments
+    if kind == "collect":
+        subject, scenario, num_envs, desynchronised = rest
+        result = timed(SUBJECTS[subject](scenario, int(num_envs), desynchronised == "True"), seconds=4)
+    else:
+        task, *numbers = rest
+        result = train(task, *map(int, numbers))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

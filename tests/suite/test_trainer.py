@@ -1,0 +1,211 @@
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from suite.specs import DONE, OBSERVATION, REWARD, TERMINATED
+from tests.fakes import A, Batches, DiskRun, N, Square, T, copies, frozen_terms, make, unchanged, update
+
+
+def test_reward_is_the_weighted_sum_of_the_terms():
+    trainer = make([], weights={"task": 2.0, "bonus": -0.5}, losses=[frozen_terms(bonus=3.0)])
+    batch = trainer.collector.batch()
+    metrics = trainer.prepare(batch)
+    assert torch.equal(batch["next", *REWARD], torch.full((N, T, A, 1), 2.0 * 1.0 - 0.5 * 3.0))
+    assert metrics["reward/task"] == 1 and metrics["reward/bonus"] == 3
+
+
+def test_a_term_without_weight_is_logged_but_not_paid():
+    trainer = make([], losses=[frozen_terms(bonus=3.0)])
+    batch = trainer.collector.batch()
+    assert trainer.prepare(batch)["reward/bonus"] == 3
+    assert batch["next", *REWARD].eq(1).all()
+
+
+def test_duplicate_terms_and_unknown_weights_are_refused():
+    trainer = make([], losses=[frozen_terms(bonus=1.0), frozen_terms(bonus=2.0)])
+    with pytest.raises(ValueError, match=r"reward terms \['bonus'\] are given twice, the second time by Square"):
+        trainer.prepare(trainer.collector.batch())
+    trainer = make([], losses=[frozen_terms(task=1.0)])
+    with pytest.raises(ValueError, match=r"\['task'\] are given twice"):
+        trainer.prepare(trainer.collector.batch())
+    trainer = make([], weights={"task": 1.0, "style": 1.0}, losses=[frozen_terms(bonus=1.0)])
+    with pytest.raises(ValueError, match=r"reward_weights names \['style'\], but the terms are \['bonus', 'task'\]"):
+        trainer.prepare(trainer.collector.batch())
+
+
+def test_team_reward_is_the_sum_over_agents_for_everyone():
+    collector = Batches(reward=torch.tensor([1.0, 10.0]).unsqueeze(-1))
+    trainer = make([], collector=collector, team_reward=True, weights={"task": 0.5})
+    batch = collector.batch()
+    metrics = trainer.prepare(batch)
+    assert batch["next", *REWARD].eq(5.5).all()
+    assert metrics["episode/return"].item() == pytest.approx(N * T * 5.5)  # the environment's: mean over agents
+
+
+def test_episode_statistics_are_of_the_environments_reward():
+    trainer = make([], weights={"task": 100.0})
+    metrics = trainer.prepare(trainer.collector.batch())
+    assert metrics["episode/return"] == N * T and metrics["episode/count"] == N
+
+
+def test_dones_are_expanded_to_agents():
+    batch = Batches().batch()
+    make([]).prepare(batch)
+    for key, source in ((DONE, "done"), (TERMINATED, "terminated")):
+        assert batch["next", *key].shape == (N, T, A, 1) and batch["next", *key].dtype == torch.bool
+        for agent in range(A):
+            assert torch.equal(batch["next", *key][:, :, agent], batch["next", source])
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def test_order_of_an_iteration():
+    events = []
+
+    class Recorder(Square):
+        def reward_terms(self, batch):
+            events.append("terms")
+            return {}
+
+        def forward(self, minibatch):
+            events.append("forward")
+            return super().forward(minibatch)
+
+        def refresh(self, batch):
+            events.append("refresh loss")
+
+    class Collector(Batches):
+        def update_policy_weights_(self):
+            events.append("weights")
+
+    class Extended:
+        def extend(self, batch):
+            assert batch["next", *REWARD].shape == (N, T, A, 1)
+            events.append("replay")
+
+    loss = Recorder()
+    trainer = make([update(loss=loss)], collector=Collector(), losses=[loss], refresh=[lambda batch: events.append("refresh")],
+                   advantage=lambda batch: events.append("advantage"), replay=Extended())
+    trainer.iterate(trainer.collector.batch())
+    assert events == ["terms", "advantage", "replay", "forward", "refresh", "refresh loss", "weights"]
+
+
+def test_names_of_the_metrics():
+    trainer = make([update("mine")], evaluate=lambda: {"return": 5.0}, evaluate_every=1)
+    trainer.train()
+    rows = trainer.run.rows
+    assert rows[0] == {"frames": 0, "eval/return": 5.0}
+    assert set(rows[1]) == {"frames", "reward/task", "episode/return", "episode/length", "mine/loss_square", "mine/size",
+                            "mine/grad_norm", "time/collect", "time/update", "time/total", "time/frames_per_second"}
+    assert rows[1]["episode/return"] == T and rows[1]["episode/length"] == T
+    assert [row["frames"] for row in rows if "eval/return" in row] == [0, N * T, 2 * N * T, 3 * N * T]
+
+
+def test_without_an_ended_episode_no_episode_metrics():
+    class Endless(Batches):
+        def batch(self):
+            td = super().batch()
+            td["next", "done"].zero_()
+            return td
+
+    trainer = make([update()], collector=Endless())
+    trainer.train()
+    assert all(not key.startswith("episode/") for row in trainer.run.rows for key in row)
+
+
+def test_evaluations_and_checkpoints_are_due_at_their_intervals_and_at_the_end(tmp_path):
+    run = DiskRun(tmp_path)
+    trainer = make([update()], collector=Batches(7), run=run, evaluate=lambda: {"x": 1.0}, evaluate_every=3, checkpoint_every=2)
+    trainer.train()
+    assert [row["frames"] // (N * T) for row in run.rows if "eval/x" in row] == [0, 3, 6, 7]
+    assert run.checkpoints.whole() == [0, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_stop_request_leaves_a_checkpoint_of_a_finished_iteration(tmp_path, when):
+    class Stopping(DiskRun):
+        asked = 0
+
+        @property
+        def stop_requested(self):
+            self.asked += 1
+            return self.asked > when
+
+    run = Stopping(tmp_path)
+    trainer = make([update()], collector=Batches(9), run=run)
+    trainer.train()
+    assert run.checkpoints.whole() == sorted({0, when}) and trainer.iteration == when
+    assert run.checkpoints.load()["collector"]["frames"] == when * N * T
+    assert run.asked == when + 1  # one question per iteration: between two, a stop could go without its checkpoint
+
+
+def nan_at(iteration):
+    return lambda k: math.nan if k == iteration else 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_reward_stops_the_run_and_leaves_the_last_checkpoint(tmp_path, value):
+    run = DiskRun(tmp_path)
+    collector = Batches(9, reward=lambda k: value if k == 5 else 1.0)
+    trainer = make([update()], collector=collector, run=run, checkpoint_every=2)
+    with pytest.raises(FloatingPointError, match=rf"non-finite reward at frame {5 * N * T}: .*reward/task"):
+        trainer.train()
+    assert run.checkpoints.whole() == [0, 2, 4] and len(run.rows) == 5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_loss_stops_the_run_names_it_and_leaves_the_last_checkpoint(tmp_path, value):
+    loss = Square(name="bad")
+    run = DiskRun(tmp_path)
+
+    def spoil(batch):
+        if trainer.iteration == 3:
+            loss.factor = value
+
+    trainer = make([update("fine"), update("sick", loss)], collector=Batches(9), run=run, checkpoint_every=2, refresh=[spoil])
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    assert f"update 'sick' met a non-finite value at frame {5 * N * T}" in str(caught.value)
+    assert "sick/loss_bad" in str(caught.value) and "fine" not in str(caught.value)
+    assert run.checkpoints.whole() == [0, 2, 4]
+    assert all(torch.isfinite(p).all() for p in run.checkpoints.load()["updates"]["sick"]["losses"][0].values())
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_is_seen():
+    class Cusp(Square):
+        def forward(self, minibatch):
+            zero = (self.net.weight * 0).sum()
+            return TensorDict({"loss_cusp": zero.sqrt()})  # value 0, slope infinite times 0
+
+    with pytest.raises(FloatingPointError, match=r"update 'u' met a non-finite value.*loss_cusp"):
+        make([update(loss=Cusp())]).train()
+
+
+def test_a_trainer_restored_continues_to_the_last_bit(tmp_path):
+    def fresh(count):
+        torch.manual_seed(4)
+        return make([update(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))], collector=Batches(count), run=DiskRun(tmp_path / str(count)))
+
+    whole_run, first = fresh(6), fresh(4)
+    whole_run.train()
+    first.train()
+    rest = fresh(6)
+    rest.load_state_dict(first.run.checkpoints.load())
+    rest.train()
+    plain = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in whole_run.run.rows]
+    assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in first.run.rows + rest.run.rows] == plain
+    assert unchanged(whole_run.updates[0].losses[0], copies(rest.updates[0].losses[0]))
+    assert rest.run.checkpoints.whole() == [6]  # no second evaluation or checkpoint of the beginning
+    assert rest.seconds > first.seconds > 0
+
+
+def test_prepare_is_without_gradients():
+    loss = Square()
+    loss.reward_terms = lambda batch: {"bonus": loss.net(batch[OBSERVATION])}
+    trainer = make([update(loss=loss)], losses=[loss], weights={"task": 1.0, "bonus": 1.0})
+    batch = trainer.collector.batch()
+    trainer.prepare(batch)
+    assert not batch["next", *REWARD].requires_grad

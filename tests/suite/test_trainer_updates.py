@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from suite.specs import OBSERVATION
+from suite.trainer import Update
+from tests.fakes import Batches, N, Square, T, copies, make, sgd, unchanged, update, whole
+
+
+def test_an_update_moves_only_its_own_parameters():
+    first, second = Square(), Square()
+    trainer = make([update("a", first), update("b", second, every=10**9)])
+    trainer.iteration = 1  # b is not due
+    before = copies(first), copies(second)
+    trainer.iterate(trainer.collector.batch())
+    assert not unchanged(first, before[0]) and unchanged(second, before[1])
+    assert all(p.grad is None for p in second.parameters())
+
+
+def test_each_part_has_its_own_optimiser_and_clipping():
+    """Two parts in one update: the gradient of one does not shrink the other's step."""
+    torch.manual_seed(1)
+    small, large = Square(name="small", factor=1e-6), Square(name="large", factor=1e6)
+    both = Update("u", {"small": small, "large": large}, whole, optimizer=sgd, max_grad_norm=1.0)
+    minibatch = Batches().batch().select(OBSERVATION)
+    before = copies(small), copies(large)
+    out = both.step(minibatch)
+    grad = [p.grad for p in small.parameters()]
+    assert out["grad_norm_large"] > 1e3 and out["grad_norm_small"] < 1e-3  # norms before clipping
+    step = torch.cat([(p - b).flatten() for p, b in zip(large.parameters(), before[1], strict=True)])
+    assert step.norm().item() == pytest.approx(0.1, rel=1e-4)  # lr * max_grad_norm
+    for param, b, g in zip(small.parameters(), before[0], grad, strict=True):
+        assert torch.allclose(param, b - 0.1 * g, rtol=0, atol=1e-12)
+
+
+def test_metrics_are_means_over_minibatches_under_the_updates_name():
+    def halves(batch, keys):
+        yield from batch.select(*keys).reshape(-1).split(N * T // 2)
+
+    loss = Square()
+    frozen = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0), "data": halves}
+    found = update("name", loss, **frozen).run(Batches().batch())
+    assert set(found) == {"name/loss_square", "name/size", "name/grad_norm"}
+    assert all(isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad for value in found.values())
+    expected = [loss(half)["loss_square"] for half in halves(Batches().batch(), [OBSERVATION])]
+    assert found["name/loss_square"].item() == pytest.approx(sum(expected).item() / 2)
+
+
+def test_only_entries_named_loss_are_minimised():
+    class Tempting(Square):
+        def forward(self, minibatch):
+            return super().forward(minibatch).update({"bonus": 1e6 * self.net.weight.sum()})
+
+    torch.manual_seed(2)
+    plain, tempted = Square(), Tempting()
+    tempted.load_state_dict(plain.state_dict())
+    for loss in (plain, tempted):
+        update(loss=loss).run(Batches().batch())
+    assert torch.equal(plain.net.weight, tempted.net.weight)
+
+
+def test_a_minibatch_holds_what_the_losses_read_and_nothing_else():
+    seen = []
+
+    def spy(batch, keys):
+        seen.extend(keys)
+        yield batch.select(*keys)
+
+    Update("u", {"a": [Square(), Square(name="b")]}, spy, optimizer=sgd, max_grad_norm=None).run(Batches().batch())
+    assert seen == [OBSERVATION]
+
+
+def test_targets_step_after_every_optimiser_step():
+    class Target:
+        count = 0
+
+        def step(self):
+            self.count += 1
+
+    def three(batch, keys):
+        yield from [batch.select(*keys)] * 3
+
+    target = Target()
+    update(data=three, targets=[target]).run(Batches().batch())
+    assert target.count == 3
+
+
+def test_no_minibatches_no_metrics_and_no_parameters_no_optimiser():
+    assert update(data=lambda batch, keys: iter(())).run(Batches().batch()) == {}
+    frozen = Square()
+    frozen.requires_grad_(False)
+    assert update(loss=frozen).optimizers == {} and update(loss=frozen).run(Batches().batch()) == {}
+
+
+def test_every():
+    trainer = make([update("often"), update("rarely", every=3)], collector=Batches(7))
+    trainer.train()
+    assert [i for i, row in enumerate(trainer.run.rows) if "rarely/loss_square" in row] == [0, 3, 6]
+    assert all("often/loss_square" in row for row in trainer.run.rows)
+
+
+def test_an_update_restored_continues_alike():
+    def adam(params):
+        return torch.optim.Adam(params, lr=0.1)
+
+    batch = Batches().batch()
+    one = update(optimizer=adam)
+    one.run(batch)
+    other = update(optimizer=adam)
+    other.load_state_dict(one.state_dict())
+    assert one.run(batch) == other.run(batch)
+    assert unchanged(one.losses[0], copies(other.losses[0]))
+
+
+# ---------------------------------------------------------------------- ownership
+
+
+def test_two_optimisers_for_one_parameter_are_refused():
+    net = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match=r"updates 'a/a' and 'b/b' train a parameter of shape \(1, 3\) with two optimizers"):
+        make([update("a", Square(net=net)), update("b", Square(net=net))])
+    parts = Update("u", {"x": Square(net=net), "y": Square(net=net)}, whole, optimizer=sgd, max_grad_norm=None)
+    with pytest.raises(ValueError, match="'u/x' and 'u/y'"):
+        make([parts])
+
+
+def test_one_optimiser_for_two_losses_is_fine():
+    net = nn.Linear(3, 1)
+    make([Update("u", {"x": [Square(net=net), Square(net=net, name="other")]}, whole, optimizer=sgd, max_grad_norm=None)])
+
+
+@pytest.mark.parametrize("where", ["policy", "losses"])
+def test_a_trainable_parameter_without_optimiser_is_refused(where):
+    loss = Square()
+    given = {"policy": loss} if where == "policy" else {"losses": [loss]}
+    with pytest.raises(ValueError, match=r"no update trains parameter 'net.weight' of shape \(1, 3\) in Square"):
+        make([update()], **given)
+    make([update(loss=loss)], **given)
+    loss.requires_grad_(False)
+    make([update()], **given)
+
+
+def test_a_parameter_beside_the_losses_own_part_is_found():
+    """A loss in an update whose optimiser got fewer parameters than the loss has."""
+    lazy = update()
+    lazy.losses[0].register_parameter("late", nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ValueError, match="no update trains parameter 'late'"):
+        make([lazy])
