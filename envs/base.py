@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
@@ -129,6 +130,10 @@ class BatchedEnv(EnvBase):
         for key, value in tensors.items():
             out.set(key, value)
         return out
+
+    def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Picture of one copy, uint8 [H, W, 3], of ``size`` (H, W) or its own; ValueError if it cannot be drawn."""
+        raise ValueError(f"{type(self).__name__} cannot be drawn")
 
     # ------------------------------------------------------------------ exact save and load
 

@@ -25,7 +25,6 @@ from vmas.simulator.utils import Color
 WALKED = ("vmas.", "envs.vmas", "torch.distributions.")  # packages whose objects hold simulator state
 # one vector for all rows; named, because with as many rows as entries it would look like one number per row
 FLAT = ("_color", "_gravity", "_u_range_tensor", "_u_multiplier_tensor", "_u_noise_tensor")
-CACHES = "_delta_anchor_tensor_map"  # constants that joints compute when first asked
 
 Entry = tuple[Any, Any, Any]  # container, key, value
 
@@ -54,9 +53,13 @@ class Slots:
                 return entries[path][:2]
         parent, _, name = path.rpartition("/")
         box = self.boxes.get(parent)
-        if box is None or isinstance(box, (list, tuple)) or CACHES in path:
+        if box is None and name.startswith("@") and (place := self.entry(parent)):
+            box = place[0][place[1]] = self.boxes[parent] = {}  # a table that appears with the first step
+        if box is None or isinstance(box, (list, tuple)):
             return None
-        return (box, name) if isinstance(box, dict) else (box.__dict__, name)
+        if not isinstance(box, dict):
+            return box.__dict__, name
+        return box, self.boxes[""].world.entities[int(name[1:])] if name.startswith("@") else name
 
 
 @cache
@@ -79,17 +82,18 @@ def _items(box: Any) -> tuple[Any, Any]:
     return box.__dict__, box.__dict__.items()
 
 
-def _name(key: Any) -> str:
+def _name(key: Any, bodies: dict[int, str]) -> str:
     if isinstance(key, str):
         return key
-    if isinstance(key, Entity):  # tables with an entry per entity
-        return f"@{key.name}"
+    if isinstance(key, Entity):  # tables with an entry per body
+        return bodies[id(key)]
     return "+".join(sorted(key)) if isinstance(key, frozenset) else str(key)  # joints: names of the two bodies
 
 
 def find_slots(scenario: BaseScenario, num_envs: int) -> Slots:
     """Every entry reachable from ``scenario``; breadth first, so that bodies are at home in the world's own lists."""
     slots = Slots(boxes={"": scenario}, homes={id(scenario): ""})
+    bodies = {id(entity): f"@{k}" for k, entity in enumerate(scenario.world.entities)}
     queue = deque([("", scenario)])
     while queue:
         path, box = queue.popleft()
@@ -99,7 +103,7 @@ def find_slots(scenario: BaseScenario, num_envs: int) -> Slots:
             kind = _kind(type(value))
             if kind == "leaf":
                 continue
-            here = f"{path}/{_name(key)}"
+            here = f"{path}/{_name(key, bodies)}"
             if kind == "box":
                 if id(value) not in slots.homes:
                     slots.homes[id(value)], slots.boxes[here] = here, value
@@ -191,7 +195,7 @@ def _put(slots: Slots, path: str, value: Any) -> None:
     if place is not None:
         container, key = place
         container[key] = value
-    elif CACHES not in path:
+    else:
         raise ValueError(f"the saved simulator state has {path!r}, which this simulator does not: "
                          "it was saved with another scenario or other options")
 

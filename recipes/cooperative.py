@@ -60,7 +60,7 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
         raise ValueError(f"{cfg.algorithm!r} needs minibatch_size <= warmup <= buffer_size, got {cfg.minibatch_size}, "
                          f"{cfg.warmup}, {cfg.buffer_size}")
     if cfg.resume and not cfg.fast_collector:
-        raise ValueError("--fast-collector False cannot be resumed: TorchRL's collector does not save open episodes")
+        raise ValueError("fast_collector=False cannot be resumed: TorchRL's collector does not save open episodes")
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:

@@ -22,7 +22,7 @@ class Config:
     """default; epymarl and benchmarl: the settings of those benchmarks for the chosen algorithm."""
     seed: int = 1
     """Seed of networks, sampling and environments."""
-    frames: int = 300_000
+    frames: int = 800_000
     """Environment frames in all (one step of one environment is one frame)."""
     device: str = "cpu"
     """cpu, cuda or cuda:<n>."""

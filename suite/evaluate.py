@@ -32,7 +32,9 @@ class Evaluator:
         return {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
 
     @torch.no_grad()
-    def play(self, *, deterministic: bool, frames: list | None = None, size: int = 256) -> dict[str, float]:
+    def play(
+        self, *, deterministic: bool, frames: list | None = None, size: tuple[int, int] | None = None
+    ) -> dict[str, float]:
         """One episode per copy; with ``frames``, pictures of the first copy [H, W, 3] are appended to it."""
         devices = [self.env.device] if self.env.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -40,7 +42,7 @@ class Evaluator:
             self.env.set_seed(self.seed)
             return self._play(deterministic, frames, size)
 
-    def _play(self, deterministic: bool, frames: list | None, size: int) -> dict[str, float]:
+    def _play(self, deterministic: bool, frames: list | None, size: tuple[int, int] | None) -> dict[str, float]:
         n, device = self.env.num_envs, self.env.device
         current = self.env.reset_tensors()
         current |= {key: torch.zeros(n, *shape, device=device) for key, shape in self.hidden.items()}
@@ -63,7 +65,7 @@ class Evaluator:
             current |= {key: tensors["next", *key] for key in self.hidden} | {IS_INIT: torch.zeros_like(out["done"])}
         return {"return": total.mean().item(), "length": length.mean().item()}
 
-    def video(self, path: str | Path, *, size: int = 256, seconds_per_frame: float = 0.05) -> Path:
+    def video(self, path: str | Path, *, size: tuple[int, int] | None = None, seconds_per_frame: float = 0.05) -> Path:
         """Write a GIF of one greedy episode."""
         from PIL import Image
 

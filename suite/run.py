@@ -89,6 +89,10 @@ class Run:
 
     # ------------------------------------------------------------------ what the trainer calls
 
+    def expect(self, frames: int) -> None:
+        """How many frames the run will have: a whole number of batches."""
+        self.bar.total = frames
+
     def log(self, row: dict[str, float], *, frames: int) -> None:
         """Write one row of metrics at a frame count, and show the main ones on the bar."""
         for logger in self.loggers:
@@ -126,7 +130,10 @@ class Run:
             lines.append(f"return   {before:.3f} -> {after:.3f} after {frames:,} frames (greedy, fresh episodes)")
         stopped = self._signal is not None  # not `stop_requested`: the other processes do not come here
         if video and trainer.evaluate is not None and not stopped:
-            lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
+            try:
+                lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
+            except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
+                lines.append(f"video    none: {error}")
         more = "" if stopped else f" --frames {2 * trainer.frames}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
                   f"resume   python -m {module} --resume {self.path}" + more,
@@ -172,6 +179,9 @@ class MemoryRun:
 
     def __init__(self):
         self.rows: list[dict[str, float]] = []
+
+    def expect(self, frames: int) -> None:
+        """No bar to set."""
 
     def log(self, row: dict[str, float], *, frames: int) -> None:
         """Keep the row."""

@@ -152,6 +152,7 @@ class Trainer:
         if self.iteration == 0:
             self._evaluate()
             self._checkpoint()
+        self.run.expect(self.collector.total_frames * distributed.world_size())
         batches, stop = iter(self.collector), self.run.stop_requested
         while not stop:
             start = time.perf_counter()

@@ -29,6 +29,7 @@ class Loss(LossModule):
     def __init__(self, in_keys: Sequence[NestedKey] = ()):
         super().__init__()
         self.in_keys = list(in_keys)
+        self.out_keys: list = []  # names are known after a forward pass only; printing a LossModule needs the list
         self.encoders: list = []
         self.features: dict[NestedKey, int] = {}
         self.reward_weights: dict[str, float] = {}

@@ -7,6 +7,8 @@ sampling and scoring TorchRL's TanhNormal costs 0.18 ms per step, as much as the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ class DiagonalNormal(Distribution):
     """Independent normals over the last dimension; actions outside the bounds are clamped by the environment."""
 
     has_rsample = True
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, loc: Tensor, scale: Tensor):
         self.loc, self.scale = loc, scale
@@ -34,13 +36,13 @@ class DiagonalNormal(Distribution):
 
     mode = deterministic_sample = mean
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Reparameterised sample [..., d]."""
         return self.loc + self.scale * torch.randn(
             *sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype
         )
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
@@ -63,7 +65,7 @@ class TanhNormal(Distribution):
     """
 
     has_rsample = True
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor):
         self.loc, self.scale = loc, scale
@@ -80,12 +82,12 @@ class TanhNormal(Distribution):
 
     mean = deterministic_sample = mode
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Reparameterised sample [..., d] inside the bounds."""
         noise = torch.randn(*sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype)
         return self._squash(self.loc + self.scale * noise)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)

@@ -30,8 +30,9 @@ class DesynchronisedEnv(ToyEnv):
 
 def make_policy(env, recurrent=0):
     torch.manual_seed(0)
-    return make_actor(Specs.from_env(env), {}, share="all", agent_id=True, cells=(8,), activation="tanh", init="default",
-                      recurrent_dim=recurrent, head="tanh_normal", state_dependent_scale=True, device="cpu")
+    return make_actor(Specs.from_env(env), {}, share="all", agent_id=True, cells=(8,), activation="tanh",
+                      init="default", recurrent_dim=recurrent, head="tanh_normal", state_dependent_scale=True,
+                      device="cpu")
 
 
 def build(kind, *, fast=True, steps=T, batches=4, seed=3, arrive=0.9, total=None):
@@ -73,7 +74,7 @@ def test_both_are_iterables_of_the_same_interface(fast):
 @pytest.mark.parametrize("kind", KINDS)
 def test_keys_shapes_and_types(kind):
     batch = next(iter(build(kind)))
-    discrete, masked, recurrent = "continuous" not in kind and kind != "recurrent", "masked" in kind, "recurrent" in kind
+    discrete, masked, recurrent = KINDS[kind].get("is_discrete", False), "masked" in kind, "recurrent" in kind
     expected = {
         OBSERVATION: ((N, T, A, 4), torch.float32), STATE: ((N, T, 4 * A), torch.float32),
         ACTION: ((N, T, A), torch.int64) if discrete else ((N, T, A, 2), torch.float32),

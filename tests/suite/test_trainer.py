@@ -87,8 +87,9 @@ def test_order_of_an_iteration():
             events.append("replay")
 
     loss = Recorder()
-    trainer = make([update(loss=loss)], collector=Collector(), losses=[loss], refresh=[lambda batch: events.append("refresh")],
-                   advantage=lambda batch: events.append("advantage"), replay=Extended())
+    trainer = make([update(loss=loss)], collector=Collector(), losses=[loss],
+                   refresh=[lambda batch: events.append("refresh")], replay=Extended(),
+                   advantage=lambda batch: events.append("advantage"))
     trainer.iterate(trainer.collector.batch())
     assert events == ["terms", "advantage", "replay", "forward", "refresh", "refresh loss", "weights"]
 
@@ -98,8 +99,9 @@ def test_names_of_the_metrics():
     trainer.train()
     rows = trainer.run.rows
     assert rows[0] == {"frames": 0, "eval/return": 5.0}
-    assert set(rows[1]) == {"frames", "reward/task", "episode/return", "episode/length", "mine/loss_square", "mine/size",
-                            "mine/grad_norm", "time/collect", "time/update", "time/total", "time/frames_per_second"}
+    assert set(rows[1]) == {"frames", "reward/task", "episode/return", "episode/length",
+                            "mine/loss_square", "mine/size", "mine/grad_norm",
+                            "time/collect", "time/update", "time/total", "time/frames_per_second"}
     assert rows[1]["episode/return"] == T and rows[1]["episode/length"] == T
     assert [row["frames"] for row in rows if "eval/return" in row] == [0, N * T, 2 * N * T, 3 * N * T]
 
@@ -118,7 +120,8 @@ def test_without_an_ended_episode_no_episode_metrics():
 
 def test_evaluations_and_checkpoints_are_due_at_their_intervals_and_at_the_end(tmp_path):
     run = DiskRun(tmp_path)
-    trainer = make([update()], collector=Batches(7), run=run, evaluate=lambda: {"x": 1.0}, evaluate_every=3, checkpoint_every=2)
+    trainer = make([update()], collector=Batches(7), run=run, evaluate=lambda: {"x": 1.0}, evaluate_every=3,
+                   checkpoint_every=2)
     trainer.train()
     assert [row["frames"] // (N * T) for row in run.rows if "eval/x" in row] == [0, 3, 6, 7]
     assert run.checkpoints.whole() == [0, 2, 4, 6, 7]
@@ -165,7 +168,8 @@ def test_a_non_finite_loss_stops_the_run_names_it_and_leaves_the_last_checkpoint
         if trainer.iteration == 3:
             loss.factor = value
 
-    trainer = make([update("fine"), update("sick", loss)], collector=Batches(9), run=run, checkpoint_every=2, refresh=[spoil])
+    trainer = make([update("fine"), update("sick", loss)], collector=Batches(9), run=run, checkpoint_every=2,
+                   refresh=[spoil])
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
     assert f"update 'sick' met a non-finite value at frame {5 * N * T}" in str(caught.value)
@@ -184,19 +188,23 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_seen():
         make([update(loss=Cusp())]).train()
 
 
-def test_a_trainer_restored_continues_to_the_last_bit(tmp_path):
-    def fresh(count):
-        torch.manual_seed(4)
-        return make([update(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))], collector=Batches(count), run=DiskRun(tmp_path / str(count)))
+def timeless(rows):
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
-    whole_run, first = fresh(6), fresh(4)
+
+def test_a_trainer_restored_continues_to_the_last_bit(tmp_path):
+    def fresh(name, count):
+        torch.manual_seed(4)
+        adam = update(optimizer=lambda params: torch.optim.Adam(params, lr=0.01))
+        return make([adam], collector=Batches(count), run=DiskRun(tmp_path / name))
+
+    whole_run, first = fresh("whole", 6), fresh("first", 4)
     whole_run.train()
     first.train()
-    rest = fresh(6)
+    rest = fresh("rest", 6)
     rest.load_state_dict(first.run.checkpoints.load())
     rest.train()
-    plain = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in whole_run.run.rows]
-    assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in first.run.rows + rest.run.rows] == plain
+    assert timeless(first.run.rows + rest.run.rows) == timeless(whole_run.run.rows)
     assert unchanged(whole_run.updates[0].losses[0], copies(rest.updates[0].losses[0]))
     assert rest.run.checkpoints.whole() == [6]  # no second evaluation or checkpoint of the beginning
     assert rest.seconds > first.seconds > 0
