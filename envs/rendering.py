@@ -1,4 +1,4 @@
-"""Pictures of flat worlds in software, with PIL: no window, no OpenGL. `Canvas` draws, `draw_world` shows a VMAS world."""
+"""Pictures of flat worlds in software, with PIL, no window: `Canvas` draws, `draw_world` shows a VMAS world."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def draw_world(scenario, row: int, size: tuple[int, int] | None = None, *, lidar
     world = scenario.world
     half = _view(scenario, row)
     canvas = Canvas(frame_size(size, half), tuple(scenario.render_origin), half)
-    _draw_border(canvas, world)
+    _draw_scenery(canvas, scenario)
     solids = [entity for entity in world.landmarks if entity.collide or entity.movable]
     for entity in [entity for entity in world.landmarks if entity not in solids] + solids:
         _draw_entity(canvas, entity, row, is_agent=False, is_solid=entity in solids)
@@ -133,22 +133,39 @@ def _xy(points, row: int) -> Point:
 
 
 def _view(scenario, row: int) -> Point:
-    """Half extents: the scenario's zoom and window shape, enlarged to hold every agent."""
+    """Half extents: the scenario's zoom and window shape, enlarged to hold every agent and every disc nearby."""
     aspect = scenario.viewer_size[0] / scenario.viewer_size[1]
     zoom, (x0, y0) = scenario.viewer_zoom, scenario.render_origin
     half = (zoom, zoom / aspect) if aspect < 1 else (zoom * aspect, zoom)
     reach = 1.0
-    for agent in scenario.world.agents:
-        x, y = _xy(agent.state.pos, row)
-        r = agent.shape.circumscribed_radius()
-        reach = max(reach, (abs(x - x0) + r) / half[0], (abs(y - y0) + r) / half[1])
+    for entity in scenario.world.entities:
+        x, y = _xy(entity.state.pos, row)
+        r = 1.2 * entity.shape.circumscribed_radius()
+        needed = max((abs(x - x0) + r) / half[0], (abs(y - y0) + r) / half[1])
+        disc = type(entity.shape).__name__ == "Sphere"
+        if entity in scenario.world.agents or (disc and needed < 1.5):  # what is out of play is put far away
+            reach = max(reach, needed)
     return half[0] * reach, half[1] * reach
 
 
-def _draw_border(canvas: Canvas, world) -> None:
-    x, y = world.x_semidim, world.y_semidim
+def _draw_scenery(canvas: Canvas, scenario) -> None:
+    for cls in type(scenario).__mro__:
+        if cls.__module__ == "vmas.scenarios.football":
+            _draw_pitch(canvas, scenario.pitch_length, scenario.pitch_width, scenario.goal_size)
+            return
+        if cls.__module__ == "vmas.scenarios.ball_trajectory":
+            canvas.disc((0.0, 0.0), scenario.desired_radius, None, (0.6, 0.6, 0.6), 1)
+    x, y = scenario.world.x_semidim, scenario.world.y_semidim
     if x is not None and y is not None:
         canvas.polygon([(-x, -y), (x, -y), (x, y), (-x, y)], None, (0.8, 0.8, 0.8), 1)
+
+
+def _draw_pitch(canvas: Canvas, length: float, width: float, goal: float) -> None:
+    grass, chalk = (0.80, 0.90, 0.78), (1.0, 1.0, 1.0)
+    canvas.box((0.0, 0.0), length + 0.1, width + 0.1, 0.0, grass)
+    canvas.box((0.0, 0.0), length, width, 0.0, None, chalk)
+    canvas.line((0.0, -width / 2), (0.0, width / 2), chalk, 1.5)
+    canvas.disc((0.0, 0.0), goal / 2, None, chalk)
 
 
 def _color(entity, row: int) -> Color:

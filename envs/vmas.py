@@ -16,9 +16,10 @@ those of stock VMAS to the last bit, with these differences and peculiarities:
 - ball_trajectory pays all agents, passage with shared_reward pays all the same (`envs.vmas_scenarios`).
 - navigation's collision penalty depends on the whole batch: VMAS looks for pairs in contact in any environment before
   it computes the penalty. This is left as it is; the native navigation defines it per environment.
-- football's scripted opponents are deterministic against a passive or random team by default (177 steps, return
-  -115.17) and draw random numbers for the whole batch, as road_traffic does: there the rows that are not reset keep
-  their state, but not the same future random numbers. Observation noise is drawn anew when others are reset.
+- football's scripted opponents play the same game in every row against a passive team (177 steps, return -115.17).
+  They draw random numbers for the whole batch, as road_traffic does: there the rows that are not reset keep their
+  state, but not the same future random numbers. road_traffic also records history whenever it is observed.
+  Observation noise is drawn anew when other rows are reset.
 - A scenario without an end of its own never terminates: only ``max_steps`` ends its episodes.
 """
 
@@ -58,7 +59,7 @@ TEAM_REWARD = {"balance", "ball_passage", "ball_trajectory", "buzz_wire", "dropo
                "simple_spread", "transport", "wheel"}
 
 
-class VmasEnv(BatchedEnv):
+class VmasBatch(BatchedEnv):
     """One VMAS scenario, all its policy agents in the group "agents".
 
     Observations are padded with zeros to the longest, continuous actions with dimensions that do nothing (bounds -1
@@ -66,7 +67,8 @@ class VmasEnv(BatchedEnv):
 
     Attributes:
         scenario: the VMAS scenario. ``obs_dims``, ``action_dims``: sizes of each agent without padding (choices if
-        discrete). ``continuous_actions``: False for one flattened choice per agent.
+        discrete). ``continuous_actions``: False for one flattened choice per agent. ``with_info``: asked for, and
+        the scenario has any.
     """
 
     def __init__(self, scenario: BaseScenario, name: str, *, options: dict[str, Any], num_envs: int, seed: int,
@@ -86,15 +88,15 @@ class VmasEnv(BatchedEnv):
                          max_steps=max_steps, seed=seed, device=device, truncate=truncate)
         self.scenario, self.name, self.random, self.actions = scenario, name, random, actions
         self.obs_dims, self.action_dims, self.continuous_actions = obs_dims, actions.dims, continuous_actions
-        self.with_info = with_info
         self.reward_is_shared = self.n_agents == 1 or name.removesuffix("_pe") in TEAM_REWARD
         self._policy_agents = agents
         self._mask = None
         if not continuous_actions and len(set(actions.dims)) > 1:
             choices = torch.arange(max(actions.dims), device=self.device)
             self._mask = choices < torch.tensor(actions.dims, device=self.device)[:, None]
-        self._set_specs(observation_dim=max(obs_dims), action=actions.spec(),
-                        observations=self._info_specs() if with_info else None,
+        infos = self._info_specs() if with_info else {}
+        self.with_info = bool(infos)
+        self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
                         action_mask=None if self._mask is None else max(actions.dims))
         self.random.seed(seed)
 
@@ -162,7 +164,8 @@ class VmasEnv(BatchedEnv):
 
     # ------------------------------------------------------------------ pictures
 
-    def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None, *, lidar: bool = False) -> np.ndarray:
+    def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None, *,
+                     lidar: bool = False) -> np.ndarray:
         """Picture of one row now, uint8 [H, W, 3], drawn in software; ``size`` is (H, W), None takes the scenario's.
 
         ``lidar`` draws the rays of the agents' sensors. ValueError if there is no such row.
@@ -268,7 +271,7 @@ class ActionWriter:
 
 def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
               truncate: bool = True, continuous_actions: bool = True, with_info: bool = False,
-              groups: str = "padded", **options: Any) -> VmasEnv | NativeGroups:
+              groups: str = "padded", **options: Any) -> VmasBatch | NativeGroups:
     """N copies of the VMAS scenario ``name``: one of vmas.scenarios, its mpe and debug folders, or ``<name>_pe``.
 
     Args:
@@ -292,9 +295,9 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
     base = name.removesuffix("_pe")
     horizon = max_steps or HORIZONS.get(base, 25 if base in vmas.mpe_scenarios else 100)
     try:
-        env = VmasEnv(scenario, name, options=options, num_envs=num_envs, seed=seed, device=torch.device(device),
-                      max_steps=horizon, truncate=truncate, continuous_actions=continuous_actions,
-                      with_info=with_info)
+        env = VmasBatch(scenario, name, options=options, num_envs=num_envs, seed=seed, device=torch.device(device),
+                        max_steps=horizon, truncate=truncate, continuous_actions=continuous_actions,
+                        with_info=with_info)
     except (AssertionError, TypeError) as error:
         if not options:
             raise

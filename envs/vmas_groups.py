@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 from envs.base import ACTION, DONE_KEYS, OBSERVATION, REWARD
 
 if TYPE_CHECKING:
-    from envs.vmas import VmasEnv
+    from envs.vmas import VmasBatch
 
 
 class NativeGroups(EnvBase):
@@ -21,7 +21,7 @@ class NativeGroups(EnvBase):
 
     A lone group "agent" is called "agents"; names that do not all end in ``_<number>`` give one group "agents". No
     padding within a group. Keys: (group, "observation"), (group, "action"), ("next", group, "reward"), done flags at
-    the root, (group, "info", name) if the environment has infos. Only whole steps: a ``_step`` mask is not supported.
+    the root, (group, "info", name) if the environment has infos.
 
     Args:
         env: the padded environment; stays available as ``env``, with the tensor interface and save and load.
@@ -30,7 +30,7 @@ class NativeGroups(EnvBase):
         group_map: group -> names of its agents.
     """
 
-    def __init__(self, env: VmasEnv):
+    def __init__(self, env: VmasBatch):
         """ValueError if agents of one group differ in their spaces."""
         super().__init__(device=env.device, batch_size=env.batch_size)
         self.env, self.num_envs, self.max_steps = env, env.num_envs, env.max_steps
@@ -92,6 +92,9 @@ class NativeGroups(EnvBase):
                 whole[:, rows] = action
         command = TensorDict({}, batch_size=self.batch_size, device=self.device)
         command[ACTION] = whole
+        rows = tensordict.get("_step", None)
+        if rows is not None:
+            command["_step"] = rows
         return self._split(self.env._step(command), reward=True)
 
     def _set_seed(self, seed: int | None) -> None:

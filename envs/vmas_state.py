@@ -129,22 +129,37 @@ def reset_rows(scenario: BaseScenario, num_envs: int, mask: Tensor, reset: Calla
     before = find_slots(scenario, num_envs)
     copies = _clones(before.rows, {}) | _clones(before.shared, {})
     reset()
-    after, merged = find_slots(scenario, num_envs), {}
+    after, merged, masks = find_slots(scenario, num_envs), {}, _Masks(mask)
     for path, (container, key, new) in after.rows.items():
         old = copies.get(path)
         if old is not None and old.shape == new.shape:
             pair = (id(new), id(old))  # entries that are one tensor stay one tensor
             if pair not in merged:
-                merged[pair] = torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
+                merged[pair] = torch.where(masks[new.ndim], new, old)
             container[key] = merged[pair]
     for path, (container, key, _) in after.shared.items():
         if path in before.shared:
             container[key] = copies[path]
-    for kind in ("plain", "links"):
-        earlier = getattr(before, kind)
-        for path, (container, key, new) in getattr(after, kind).items():
-            if path in earlier and earlier[path][2] is not new:
-                container[key] = earlier[path][2]
+    for path, (container, key, new) in after.plain.items():
+        if path in before.plain and before.plain[path][2] is not new:
+            container[key] = before.plain[path][2]
+    for path, (container, key, new) in after.links.items():
+        if path in before.links:
+            home = before.homes[id(before.links[path][2])]
+            if home != after.homes[id(new)] and home in after.boxes:
+                container[key] = after.boxes[home]
+
+
+class _Masks(dict):
+    """A mask [N] by number of dimensions, with ones behind."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.mask = mask
+
+    def __missing__(self, ndim: int) -> Tensor:
+        self[ndim] = self.mask.view(-1, *[1] * (ndim - 1))
+        return self[ndim]
 
 
 def _clones(entries: dict[str, Entry], memo: dict[int, Tensor]) -> dict[str, Tensor]:
@@ -163,7 +178,8 @@ def capture(scenario: BaseScenario, num_envs: int) -> dict[str, dict[str, Any]]:
             "links": {path: slots.homes[id(value)] for path, (_, _, value) in slots.links.items()}}
 
 
-def restore(scenario: BaseScenario, num_envs: int, state: dict[str, dict[str, Any]], mask: Tensor | None = None) -> None:
+def restore(scenario: BaseScenario, num_envs: int, state: dict[str, dict[str, Any]],
+            mask: Tensor | None = None) -> None:
     """Put a captured state back; with ``mask`` [N] only into the rows where it is True. Missing entries are created.
 
     Raises ValueError if the state has an entry that this simulator has no place for.
@@ -171,12 +187,13 @@ def restore(scenario: BaseScenario, num_envs: int, state: dict[str, dict[str, An
     slots, memo = find_slots(scenario, num_envs), {}
     device = scenario.world.device
     if mask is not None:
+        masks = _Masks(mask)
         for path, saved in state["rows"].items():
             if path in slots.rows and slots.rows[path][2].shape == saved.shape:
                 container, key, now = slots.rows[path]
                 pair = (id(now), id(saved))
                 if pair not in memo:
-                    memo[pair] = torch.where(mask.view(-1, *[1] * (now.ndim - 1)), saved.to(device), now)
+                    memo[pair] = torch.where(masks[now.ndim], saved.to(device), now)
                 container[key] = memo[pair]
         return
     for path, saved in (state["rows"] | state["shared"]).items():

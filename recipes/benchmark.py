@@ -19,36 +19,34 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from recipes.jobs import Job, run_job
+from recipes.jobs import Job, random_return, run_job
 from recipes.tables import TABLES
 from suite.config import check_choice, run_cli
 from suite.run import versions
 
 
 def write_info(name: str, results: str, seeds: int) -> None:
-    """table.json: what the report says around the numbers."""
+    """table.json: what the report says around the numbers; what was measured before is kept."""
     table = TABLES[name]
-    folder = Path(results) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(results) / name / "table.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    known = before.get("random", {})
     rows = " | ".join(f"{row}: {' '.join(flags)}" for row, flags in table.rows.items())
-    (folder / "table.json").write_text(
-        json.dumps(
-            {
-                "title": table.title,
-                "command": f"python -m recipes.benchmark {name} --seeds {seeds}",
-                "cell_command": f"python -m recipes.benchmark {name} --rows {{row}} --tasks {{task}} --seeds {seeds}",
-                "notes": [*table.notes, f"Flags of the rows: {rows}."],
-                "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run",
-                "versions": versions(),
-                "mode": table.mode,
-                "frames": table.frames,
-                "rows": list(table.rows),
-                "tasks": list(table.tasks),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    info = {
+        "title": table.title,
+        "command": f"python -m recipes.benchmark {name} --seeds {seeds}",
+        "cell_command": f"python -m recipes.benchmark {name} --rows {{row}} --tasks {{task}} --seeds {seeds}",
+        "notes": [*table.notes, f"Flags of the rows: {rows}."],
+        "hardware": before.get("hardware", f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run"),
+        "versions": before.get("versions", versions()),
+        "mode": table.mode,
+        "frames": table.frames,
+        "rows": list(table.rows),
+        "tasks": list(table.tasks),
+        "random": {task: known[task] if task in known else random_return(task) for task in table.tasks},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(info, indent=2) + "\n")
 
 
 def launch_local(jobs: list[Job], workers: int) -> None:

@@ -9,9 +9,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensordict.nn import TensorDictModule
+
+from envs import make_env
 from recipes.tables import TABLES
+from suite.evaluate import Evaluator
 from suite.report import Evaluation, append_rows, file_name, read_cell
 from suite.run import stored_run
+from suite.specs import ACTION, OBSERVATION
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,34 @@ def run_job(job: Job) -> str:
         code = subprocess.run(
             job.command(), stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
         ).returncode
+    if found := evaluations(job.folder, job.seed):  # a run that failed stays in the table, marked as incomplete
+        append_rows(job.results, job.table, job.row, job.task, found)
     if code:
         return f"{job.row} {job.task} seed {job.seed}: failed with {code}, see {log}"
-    append_rows(job.results, job.table, job.row, job.task, evaluations(job.folder, job.seed))
     _keep_picture(job)
     return f"{job.row} {job.task} seed {job.seed}: done"
 
 
+def random_return(task: str) -> float:
+    """Mean return of uniformly random actions over 256 episodes: the zero of normalised scores."""
+    env = make_env(task, num_envs=256, seed=0)
+    action = env.full_action_spec[ACTION]
+    policy = TensorDictModule(lambda observation: action.rand(), in_keys=[OBSERVATION], out_keys=[ACTION])
+    return Evaluator(env, policy, seed=0).play(deterministic=False)["return"]
+
+
 def evaluations(folder: Path, seed: int) -> list[Evaluation]:
     """The evaluations a run wrote, as result rows."""
+    scalars = folder / "metrics" / "scalars"
+    if not (scalars / "eval" / "return.csv").exists():
+        return []
     info = stored_run(folder)
 
     def scalar(name: str) -> dict[int, float]:
-        with open(folder / "metrics" / "scalars" / f"{name}.csv") as file:
+        path = scalars / f"{name}.csv"
+        if not path.exists():
+            return {}
+        with open(path) as file:
             return {int(step): float(value) for step, value in csv.reader(file)}
 
     sampled, greedy, length, seconds = map(scalar, ("eval/return", "eval/return_greedy", "eval/length", "time/total"))

@@ -169,7 +169,7 @@ class Run:
         if self._signal is not None:  # asked twice: leave at once, the last checkpoint stays
             raise KeyboardInterrupt
         self._signal = number
-        self.bar.write("stopping after this iteration, with a checkpoint (again to stop at once)")
+        self.bar.write("stopping after this iteration, with a checkpoint (again to stop at once)", file=sys.stderr)
 
 
 class MemoryRun:

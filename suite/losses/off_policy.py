@@ -77,7 +77,8 @@ class MADDPGLoss(OffPolicyLoss):
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_value``, ``loss_actor`` and the mean value."""
         out = self.td(self.encoded(minibatch))
-        return TensorDict({key: out[key].mean() for key in ("loss_value", "loss_actor", "pred_value")})
+        losses = {key: out[key].mean() for key in ("loss_value", "loss_actor")}
+        return TensorDict(losses | {"pred_value": out["pred_value"].detach().mean()})
 
 
 def _next(key):

@@ -12,6 +12,8 @@ from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, Tenso
 from torch import Tensor
 from torch.distributions import Distribution
 
+from suite.specs import GROUP, OBSERVATION
+
 Tensors = dict[NestedKey, Tensor]
 
 
@@ -35,11 +37,8 @@ class Lowered:
                 tensors[module.out_keys[0]] = value
                 if module.return_log_prob:
                     tensors[module.log_prob_key] = dist.log_prob(value)
-            elif type(module) is TensorDictModule:
-                out = module.module(*[tensors[key] for key in module.in_keys])
-                tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
             else:
-                _call_wrapped(module, tensors)
+                _run(module, tensors)
         return tensors
 
     def distribution(self, tensors: Tensors) -> Distribution:
@@ -48,8 +47,7 @@ class Lowered:
         for module in self.steps:
             if isinstance(module, ProbabilisticTensorDictModule):
                 return _distribution(module, tensors)
-            out = module.module(*[tensors[key] for key in module.in_keys])
-            tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
+            _run(module, tensors)
         raise ValueError("this policy has no probabilistic module, so it has no action distribution")
 
 
@@ -73,10 +71,20 @@ def _distribution(module: ProbabilisticTensorDictModule, tensors: Tensors) -> Di
     return module.distribution_class(**params, **module.distribution_kwargs)
 
 
+def _run(module: TensorDictModuleBase, tensors: Tensors) -> None:
+    if type(module) is not TensorDictModule:
+        return _call_wrapped(module, tensors)
+    out = module.module(*[tensors[key] for key in module.in_keys])
+    tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
+
+
 def _call_wrapped(module: TensorDictModuleBase, tensors: Tensors) -> None:
     wanted = [key for key in module.in_keys if key in tensors] if module.in_keys else list(tensors)
     first = tensors[wanted[0]]
     td = TensorDict({}, batch_size=first.shape[:1], device=first.device)
+    if OBSERVATION in tensors:  # [N, A]: exploration modules draw one number per element of the group's batch size
+        rows = tensors[OBSERVATION].shape[:-1]
+        td = TensorDict({GROUP: TensorDict({}, rows, device=first.device)}, rows[:-1], device=first.device)
     for key in wanted:
         td[key] = tensors[key]
     td = module(td)

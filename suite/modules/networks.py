@@ -16,7 +16,8 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 
 def sharing_index(share: Sharing, agent_types: Sequence[int]) -> list[int] | None:
     """Which parameter set each agent uses; None if all agents use the same one."""
-    choices = {"all": None, "roles": list(agent_types), "none": list(range(len(agent_types)))}
+    roles = sorted(set(agent_types))
+    choices = {"all": None, "roles": [roles.index(role) for role in agent_types], "none": [*range(len(agent_types))]}
     if share not in choices:
         raise ValueError(f"unknown parameter sharing {share!r}; choose from {sorted(choices)}")
     index = choices[share]

@@ -53,7 +53,9 @@ class ActorNetwork(nn.Module):
         both = not specs.discrete and state_dependent_scale
         self.out = linear(trunk.width, specs.action_dim * (1 + both), index, init=init, gain=0.01)
         if not specs.discrete and not state_dependent_scale:
-            self.log_scale = nn.Parameter(torch.zeros(specs.n_agents if index else 1, specs.action_dim))
+            rows = index or [0] * specs.n_agents
+            self.log_scale = nn.Parameter(torch.zeros(max(rows) + 1, specs.action_dim))
+            self.register_buffer("rows", torch.tensor(rows), persistent=False)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Distribution parameters, then the next hidden state if recurrent."""
@@ -67,7 +69,7 @@ class ActorNetwork(nn.Module):
             loc, raw = out.chunk(2, -1)
             params = loc, F.softplus(raw + 0.5413) + MIN_SCALE  # softplus(0.5413) = 1: unit scale at the start
         else:
-            params = out, self.log_scale.exp().expand_as(out)
+            params = out, self.log_scale.exp()[self.rows].expand_as(out)
         return params if hidden is None else (*params, hidden)
 
 

@@ -65,6 +65,8 @@ def make_q_policy(specs: Specs, features: dict[NestedKey, int], *, share: Sharin
 
 def make_mixer(kind: str, specs: Specs, *, embed_dim: int, device: torch.device | str) -> TensorDictModule:
     """QMIX (monotonic, conditioned on the state or all observations) or VDN (sum) of chosen values -> [..., 1]."""
+    if kind not in ("qmix", "vdn"):
+        raise ValueError(f"unknown mixer {kind!r}; choose from ['qmix', 'vdn']")
     if kind == "vdn":
         mixer, keys = VDNMixer(n_agents=specs.n_agents, device=device), [CHOSEN_VALUE]
     elif specs.state_dim is not None:

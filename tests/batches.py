@@ -1,0 +1,90 @@
+"""Sizes and random batches for tests of networks and losses."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+
+from suite.modules.policies import CRITIC_HIDDEN
+from suite.specs import (
+    ACTION,
+    ACTION_MASK,
+    ADVANTAGE,
+    ALIVE,
+    DONE,
+    HIDDEN,
+    IS_INIT,
+    LOG_PROB,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    TERMINATED,
+    VALUE,
+    VALUE_TARGET,
+    Specs,
+)
+
+torch.set_num_threads(1)
+
+
+def make_specs(kind: str = "continuous", *, n_agents: int = 3, types=None, state: bool = True, **options) -> Specs:
+    """Sizes of a made-up task with 4 observations: 5 choices, or 2 numbers with bounds that differ between agents."""
+    common = dict(n_agents=n_agents, obs_dim=4, agent_types=tuple(types or (0,) * n_agents),
+                  state_dim=6 if state else None, **options)
+    if kind == "continuous":
+        low = -torch.arange(1.0, n_agents + 1).unsqueeze(-1).expand(-1, 2)
+        return Specs(action_dim=2, discrete=False, low=low, high=-2 * low, **common)
+    return Specs(action_dim=5, discrete=True, has_mask=kind == "masked", **common)
+
+
+def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, critic_rows: int = 0) -> TensorDict:
+    """Random numbers for every key that a loss of the suite may read; episodes end, and terminate, in the middle."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*shape, *size, generator=random)
+
+    def choice(*size):
+        return torch.rand(*shape, *size, generator=random)
+
+    n = specs.n_agents
+    batch = TensorDict(batch_size=shape, device="cpu")
+    for root in ((), ("next",)):
+        batch[(*root, *OBSERVATION)] = normal(n, specs.obs_dim)
+        batch[(*root, STATE)] = normal(specs.state_dim or 6)
+        mask = choice(n, 5) < 0.6
+        mask[..., 2] = True
+        batch[(*root, *ACTION_MASK)] = mask
+    if specs.discrete:
+        mask = batch[ACTION_MASK] if specs.has_mask else torch.ones_like(batch[ACTION_MASK])
+        batch[ACTION] = (choice(n, 5) * mask).argmax(-1)
+    else:
+        batch[ACTION] = specs.low + (specs.high - specs.low) * (0.1 + 0.8 * choice(n, specs.action_dim))
+    batch[LOG_PROB] = -1 + 0.3 * normal(n)
+    for key in (ADVANTAGE, VALUE, VALUE_TARGET, ("next", *REWARD)):
+        batch[key] = normal(n, 1)
+    batch[ALIVE] = choice(n) < 0.8
+    batch["next", "terminated"] = choice(1) < 0.2
+    batch["next", "done"] = batch["next", "terminated"] | (choice(1) < 0.2)
+    for source, key in (("done", DONE), ("terminated", TERMINATED)):
+        batch["next", *key] = batch["next", source].unsqueeze(-2).expand(*shape, n, 1).clone()
+    batch[IS_INIT] = torch.ones(*shape, 1, dtype=torch.bool)
+    batch[IS_INIT][:, 1:] = batch["next", "done"][:, :-1]
+    if hidden:
+        batch[HIDDEN] = normal(n, hidden)
+    if critic_rows:
+        batch[CRITIC_HIDDEN] = normal(critic_rows, hidden)
+    return batch
+
+
+def frozen_copy(td: TensorDict) -> TensorDict:
+    """A deep copy, to see later that nobody wrote into the original."""
+    return td.clone()
+
+
+def assert_unchanged(td: TensorDict, before: TensorDict) -> None:
+    """Keys and values are what they were."""
+    names = [set(map(str, x.keys(True, True))) for x in (td, before)]
+    assert names[0] == names[1], f"keys were added or removed: {names[0] ^ names[1]}"
+    for key in before.keys(True, True):
+        assert torch.equal(td[key], before[key]), f"{key} was overwritten"

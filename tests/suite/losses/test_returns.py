@@ -1,0 +1,271 @@
+import copy
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torch.testing import assert_close
+from torchrl.objectives.value import GAE, MultiAgentGAE, ValueEstimatorBase
+
+from suite.losses import Returns, ValueLoss
+from suite.modules import make_critic
+from suite.modules.functional import gae, nstep_returns
+from suite.modules.policies import CRITIC_HIDDEN
+from suite.specs import ADVANTAGE, DONE, GROUP, IS_INIT, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET
+from tests.batches import make_batch, make_specs
+
+torch.set_num_threads(1)
+LATENT = (GROUP, "latent")
+SPECS = make_specs("discrete")
+OPTIONS = dict(kind="gae", gamma=0.9, lmbda=0.8, n=3, normalize="none")
+
+
+def critic_of(features=None, **options):
+    sizes = dict(share="all", agent_id=False, cells=[8], activation="tanh", init="default", device="cpu")
+    return make_critic(SPECS, features or {}, **sizes | dict(centralized=False, recurrent_dim=0) | options)
+
+
+def returns_of(critic, **options):
+    return Returns(critic, **OPTIONS | options)
+
+
+def values(critic, batch):
+    """Values of this and of the next observation, the plain way."""
+    keys = critic.in_keys
+    with torch.no_grad():
+        return critic(batch.select(*keys))[VALUE], critic(batch["next"].select(*keys))[VALUE]
+
+
+def ends(batch):
+    return batch["next", *REWARD], batch["next", *DONE], batch["next", *TERMINATED]
+
+
+def test_batch_has_both_ends_inside():
+    batch = make_batch(SPECS)
+    done, terminated = batch["next", "done"][:, :-1], batch["next", "terminated"][:, :-1]
+    assert terminated.any() and (done & ~terminated).any() and not done.all()
+
+
+@pytest.mark.parametrize("centralized", [False, True])
+@pytest.mark.parametrize("stock", [GAE, MultiAgentGAE])
+def test_equal_to_torchrl(centralized, stock):
+    critic, batch = critic_of(centralized=centralized), make_batch(SPECS, shape=(5, 12))
+    theirs = stock(gamma=0.9, lmbda=0.8, value_network=critic)
+    theirs.set_keys(advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD,
+                    done=DONE, terminated=TERMINATED)
+    expected = theirs(batch.exclude(VALUE, ADVANTAGE, VALUE_TARGET))
+    ours = returns_of(critic)
+    assert isinstance(ours, ValueEstimatorBase)
+    out = ours(batch)
+    assert out is batch
+    for key in (ADVANTAGE, VALUE_TARGET):
+        assert out[key].shape == (5, 12, 3, 1) and not out[key].requires_grad
+        assert_close(out[key], expected[key], rtol=1e-5, atol=1e-5)
+    assert_close(out[VALUE], values(critic, batch)[0])
+
+
+# a critic that answers 4 everywhere; gamma = lambda = 0.5, so the carry is 0.25; rewards 1, 2, 3
+# running:    delta = r + 2 - 4 = -1, 0, 1;  A_2 = 1, A_1 = 0.25, A_0 = -1 + 0.0625
+# truncated at 1: A_1 = 0, A_0 = -1;   terminated at 1: A_1 = 2 - 4 = -2, A_0 = -1 - 0.5
+@pytest.mark.parametrize(("end", "expected"), [(None, [-0.9375, 0.25, 1.0]), ("truncated", [-1.0, 0.0, 1.0]),
+                                               ("terminated", [-1.5, -2.0, 1.0])])
+def test_gae_by_hand(end, expected):
+    class Four(nn.Module):
+        def forward(self, observation):
+            return torch.full((*observation.shape[:-1], 1), 4.0)
+
+    batch = make_batch(SPECS, shape=(1, 3))
+    batch["next", *REWARD] = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 3, 1)
+    for key, flag in ((DONE, end is not None), (TERMINATED, end == "terminated")):
+        batch["next", *key] = torch.zeros(1, 3, 3, 1, dtype=torch.bool)
+        batch["next", *key][:, 1] = flag
+    returns_of(TensorDictModule(Four(), in_keys=[OBSERVATION], out_keys=[VALUE]), gamma=0.5, lmbda=0.5)(batch)
+    assert_close(batch[ADVANTAGE], torch.tensor(expected).view(1, 3, 1, 1).expand(1, 3, 3, 1))
+    assert_close(batch[VALUE_TARGET], batch[ADVANTAGE] + 4)
+
+
+def test_nstep_targets():
+    critic, batch = critic_of(), make_batch(SPECS)
+    value, next_value = values(critic, batch)
+    returns_of(critic, kind="nstep")(batch)
+    reward, done, terminated = ends(batch)
+    assert_close(batch[VALUE_TARGET], nstep_returns(reward, next_value, done, terminated, gamma=0.9, n=3))
+    assert_close(batch[ADVANTAGE], batch[VALUE_TARGET] - value)
+
+
+@pytest.mark.parametrize("kind", ["gae", "nstep"])
+def test_only_three_keys_are_written_and_the_reward_stays(kind):
+    critic, batch = critic_of(), make_batch(SPECS)
+    before = batch.clone()
+    returns_of(critic, kind=kind, standardize_reward=True)(batch)
+    assert set(map(str, batch.keys(True, True))) == set(map(str, before.keys(True, True)))
+    for key in before.keys(True, True):
+        assert torch.equal(batch[key], before[key]) is (key not in (VALUE, ADVANTAGE, VALUE_TARGET)), key
+
+
+@pytest.mark.parametrize("kind", ["gae", "nstep"])
+def test_bootstrap_comes_from_the_target_critic(kind):
+    critic, batch = critic_of(), make_batch(SPECS)
+    returns = returns_of(critic, kind=kind, target_tau=0.25)
+    old = copy.deepcopy(critic)
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.3)
+    returns(batch)
+    value, next_value = values(critic, batch)[0], values(old, batch)[1]
+    reward, done, terminated = ends(batch)
+    expected = gae(reward, value, next_value, done, terminated, gamma=0.9, lmbda=0.8)[1] if kind == "gae" else \
+        nstep_returns(reward, next_value, done, terminated, gamma=0.9, n=3)
+    assert_close(batch[VALUE], value)
+    assert_close(batch[VALUE_TARGET], expected)
+    assert not any(p.requires_grad for p in returns.target.parameters())
+    returns.step_target(batch)
+    for now, new, was in zip(returns.target.parameters(), critic.parameters(), old.parameters(), strict=True):
+        assert_close(now, was + 0.25 * (new - was))  # theta' += tau (theta - theta')
+
+
+def test_target_copies_what_is_not_trained():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    critic = TensorDictModule(Scaled(), in_keys=[OBSERVATION], out_keys=[VALUE])
+    returns = returns_of(critic, target_tau=0.01)
+    critic.module.scale.fill_(3.0)  # running statistics of a normaliser, for instance
+    returns.step_target(make_batch(SPECS))
+    assert returns.target.module.scale == 3
+
+
+# count 1e-4, mean 0, var 1; rewards -> mean and variance of the batch to 1e-4, and no epsilon
+def test_rewards_are_standardised_with_the_batch_first():
+    critic, batch = critic_of(), make_batch(SPECS)
+    batch["next", *REWARD] = 5 + 3 * batch["next", *REWARD]
+    returns = returns_of(critic, kind="nstep", n=1, gamma=0.0, standardize_reward=True)
+    reward = batch["next", *REWARD]
+    n, c = reward.numel(), 1e-4
+    mean = reward.mean() * n / (n + c)
+    var = (c + reward.var() * n + reward.mean() ** 2 * c * n / (n + c)) / (n + c)
+    returns(batch)
+    assert_close(batch[VALUE_TARGET], (reward - mean) / var.sqrt(), rtol=1e-4, atol=1e-5)
+    assert_close(batch[VALUE_TARGET].mean(), torch.tensor(0.0), rtol=0, atol=1e-4)
+    returns(make_batch(SPECS, seed=1))
+    assert returns.reward_moments.count == pytest.approx(2 * n + c)
+
+
+@pytest.mark.parametrize(("normalize", "dims"), [("batch", (0, 1, 2, 3)), ("agent", (0, 1, 3))])
+def test_normalised_advantages(normalize, dims):
+    critic, batch = critic_of(), make_batch(SPECS, shape=(6, 9))
+    batch["next", *REWARD] = batch["next", *REWARD] * torch.tensor([[1.0], [10.0], [100.0]])
+    raw = returns_of(critic)(batch.clone())
+    returns_of(critic, normalize=normalize)(batch)
+    x = raw[ADVANTAGE]
+    expected = (x - x.mean(dims, keepdim=True)) / (x.std(dims, keepdim=True) + 1e-8)
+    assert_close(batch[ADVANTAGE], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(batch[VALUE_TARGET], raw[VALUE_TARGET])  # from the advantage before
+
+
+def test_encoders_run_before_the_critic():
+    encoder = TensorDictModule(nn.Linear(4, 2), in_keys=[OBSERVATION], out_keys=[LATENT])
+    critic, batch = critic_of({LATENT: 2}), make_batch(SPECS)
+    whole = TensorDictSequential(encoder, critic)
+    returns_of(whole)(batch)
+    assert LATENT not in batch.keys(True)
+    encoded = whole(batch.clone()), whole(batch["next"].clone())
+    reward, done, terminated = ends(batch)
+    expected = gae(reward, *(td[VALUE].detach() for td in encoded), done, terminated, gamma=0.9, lmbda=0.8)
+    assert_close(batch[ADVANTAGE], expected[0])
+
+
+# --------------------------------------------------------------- recurrent critics
+
+
+def two_batches(steps=6):
+    """A rollout of 2 x steps in two batches: the second goes on where the first stops."""
+    whole = make_batch(SPECS, shape=(4, 2 * steps), seed=3)
+    return whole, [whole[:, :steps].clone(), whole[:, steps:].clone()]
+
+
+def step_by_hand(critic, rollout, rows):
+    """Values by the critic called once per step, its state carried on and zeroed where an episode begins."""
+    hidden = torch.zeros(4, rows, 5)
+    value, next_value = [], []
+    for t in range(rollout.shape[1]):
+        td = rollout[:, t].select(*(key for key in critic.in_keys if key != CRITIC_HIDDEN))
+        td[CRITIC_HIDDEN] = hidden
+        with torch.no_grad():
+            out = critic(td)
+        hidden = out["next", CRITIC_HIDDEN]
+        value.append(out[VALUE])
+        after = rollout["next"][:, t].select(*(k for k in critic.in_keys if k not in (CRITIC_HIDDEN, IS_INIT)))
+        after[CRITIC_HIDDEN], after[IS_INIT] = hidden, torch.zeros(4, 1, dtype=torch.bool)
+        with torch.no_grad():
+            next_value.append(critic(after)[VALUE])
+    return torch.stack(value, 1), torch.stack(next_value, 1)
+
+
+@pytest.mark.parametrize(("options", "rows"), [({"centralized": False}, 3), ({"centralized": True}, 1),
+                                               ({"centralized": True, "share": "none"}, 3)])
+def test_recurrent_critic_equals_stepping_it_by_hand(options, rows):
+    critic = critic_of(recurrent_dim=5, **options)
+    whole, batches = two_batches()
+    assert whole[IS_INIT][:, 6].any() and not whole[IS_INIT][:, 6].all()  # some rows go on, some start anew
+    value, next_value = step_by_hand(critic, whole, rows)
+    returns = returns_of(critic, kind="nstep", n=1)
+    for k, batch in enumerate(batches):
+        part = slice(6 * k, 6 * k + 6)
+        returns(batch)
+        assert_close(batch[VALUE], value[:, part], rtol=1e-5, atol=1e-6)
+        reward, done, terminated = ends(batch)
+        expected = nstep_returns(reward, next_value[:, part], done, terminated, gamma=0.9, n=1)
+        assert_close(batch[VALUE_TARGET], expected, rtol=1e-5, atol=1e-6)
+        out = ValueLoss(critic, clip=None, kind="l2")(batch)  # the loss starts from the same state
+        assert_close(out["loss_value"], (batch[VALUE] - batch[VALUE_TARGET]).square().mean())
+
+
+def test_recurrent_target_critic_has_its_own_memory():
+    critic = critic_of(recurrent_dim=5)
+    returns = returns_of(critic, kind="nstep", n=1, target_tau=0.5)
+    old = copy.deepcopy(critic)
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.3)
+    whole, batches = two_batches()
+    value, next_value = step_by_hand(critic, whole, 3)[0], step_by_hand(old, whole, 3)[1]
+    for k, batch in enumerate(batches):
+        part = slice(6 * k, 6 * k + 6)
+        returns(batch)
+        reward, done, terminated = ends(batch)
+        assert_close(batch[VALUE], value[:, part], rtol=1e-5, atol=1e-6)
+        expected = nstep_returns(reward, next_value[:, part], done, terminated, gamma=0.9, n=1)
+        assert_close(batch[VALUE_TARGET], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_state_dict_continues_exactly():
+    critic = critic_of(recurrent_dim=5)
+    options = dict(kind="nstep", target_tau=0.1, standardize_reward=True)
+    first, second = returns_of(critic, **options), returns_of(copy.deepcopy(critic), **options)
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.1)
+    _, batches = two_batches()
+    first(batches[0])
+    first.step_target(batches[0])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    expected, out = first(batches[1].clone()), second(batches[1].clone())
+    for key in (VALUE, ADVANTAGE, VALUE_TARGET, CRITIC_HIDDEN):
+        assert torch.equal(out[key], expected[key])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"kind": "td0"}, r"'td0'.*\['gae', 'nstep'\]"), ({"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
+    ({"gamma": -0.1}, "gamma"), ({"lmbda": 2.0}, "gae_lambda must be .*got 2.0"), ({"n": 0}, "n >= 1, got 0"),
+    ({"normalize": "env"}, r"'env'.*\['agent', 'batch', 'none'\]"), ({"target_tau": -1.0}, "target_tau"),
+    ({"gamma": float("nan")}, "gamma")])
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        returns_of(critic_of(), **options)

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from suite.modules.normalizer import RunningMoments
+
+torch.set_num_threads(1)
+GOLDEN = Path(__file__).parents[2] / "golden" / "smpe"
+
+
+def test_moments_equal_the_golden_file():
+    golden = np.load(GOLDEN / "running_mean_std.npz")
+    moments = RunningMoments((3,))
+    for k in range(4):
+        moments.update(torch.from_numpy(golden[f"x{k}"]))
+        for name in ("mean", "var"):
+            assert_close(getattr(moments, name), torch.from_numpy(golden[f"{name}{k}"]), rtol=1e-5, atol=1e-6)
+        assert moments.count.item() == pytest.approx(float(golden[f"count{k}"]), rel=1e-12)
+
+
+# c = 1e-4, mean 0, var 1; rows 1 and 3: b = 2, v = 2 (unbiased), N = 2, delta = 2, c + N = 2.0001
+# mean = 2 * 2 / 2.0001;  var = (1e-4 + 2 * 2 + 4 * 1e-4 * 2 / 2.0001) / 2.0001
+def test_first_update_by_hand():
+    moments = RunningMoments((1,))
+    moments.update(torch.tensor([[1.0], [3.0]]))
+    assert moments.mean.item() == pytest.approx(4 / 2.0001, rel=1e-6)
+    assert moments.var.item() == pytest.approx((1e-4 + 4 + 8e-4 / 2.0001) / 2.0001, rel=1e-6)
+
+
+def test_leading_dimensions_are_rows_and_features_are_apart():
+    x = torch.randn(4, 5, 3, 2) * torch.tensor([1.0, 10.0]) + torch.tensor([0.0, -3.0])
+    moments = RunningMoments((2,))
+    moments.update(x)
+    rows = x.reshape(-1, 2)
+    assert_close(moments.mean, rows.mean(0), rtol=1e-4, atol=1e-4)
+    assert_close(moments.var, rows.var(0), rtol=1e-3, atol=1e-3)
+    normal = moments(x).reshape(-1, 2)
+    assert_close(normal.mean(0), torch.zeros(2), rtol=0, atol=1e-3)
+    assert_close(normal.std(0), torch.ones(2), rtol=1e-3, atol=0)
+
+
+def test_epsilon_is_added_to_the_deviation():
+    moments = RunningMoments((1,))
+    moments.mean.fill_(1.0)
+    moments.var.fill_(4.0)
+    assert_close(moments(torch.tensor([7.0]), eps=1.0), torch.tensor([2.0]))  # (7 - 1) / (2 + 1)
+
+
+def test_state_dict_continues_exactly_and_nothing_is_trainable():
+    first, second = RunningMoments((2,)), RunningMoments((2,))
+    first.update(torch.randn(7, 2))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(5, 2, requires_grad=True)
+    first.update(x)
+    second.update(x)
+    for name in ("mean", "var", "count"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+        assert not getattr(first, name).requires_grad
+    assert not list(first.parameters())
+    assert first.count.dtype == torch.float64
