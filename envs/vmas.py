@@ -45,7 +45,7 @@ from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tenso
 from envs.rendering import draw_world
 from envs.vmas_groups import NativeGroups
 from envs.vmas_scenarios import CORRECTED, PER_ENV
-from envs.vmas_state import RandomState, capture, reset_rows, restore
+from envs.vmas_state import RandomState, SlotFinder, capture, reset_rows, restore
 
 MODULES = ({name: f"vmas.scenarios.{name}" for name in vmas.scenarios}
            | {name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios}
@@ -90,6 +90,7 @@ class VmasBatch(BatchedEnv):
         self.obs_dims, self.action_dims, self.continuous_actions = obs_dims, actions.dims, continuous_actions
         self.reward_is_shared = self.n_agents == 1 or name.removesuffix("_pe") in TEAM_REWARD
         self._policy_agents = agents
+        self._find = SlotFinder(scenario, num_envs)
         self._mask = None
         if not continuous_actions and len(set(actions.dims)) > 1:
             choices = torch.arange(max(actions.dims), device=self.device)
@@ -113,7 +114,7 @@ class VmasBatch(BatchedEnv):
             if mask is None:
                 self.scenario.env_reset_world_at(None)
             elif mask.any():
-                reset_rows(self.scenario, self.num_envs, mask, lambda: self.scenario.env_reset_world_at(None))
+                reset_rows(self._find, mask, lambda: self.scenario.env_reset_world_at(None))
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
         scenario = self.scenario

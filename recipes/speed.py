@@ -49,7 +49,7 @@ def collection(rounds: int, bar: tqdm) -> list[str]:
     for _ in range(rounds):
         for case, rates in found.items():
             for subject, list_of in rates.items():
-                worker = ("-m", "recipes.speed_workers", "collect", subject, *map(str, case))
+                worker = ("-m", "recipes.speed_collect", subject, *map(str, case))
                 list_of.append(measure(sys.executable, *worker))
                 bar.update()
     lines = [
@@ -82,7 +82,7 @@ def training(rounds: int, python: str, epochs: int, iterations: int, bar: tqdm) 
         returns: dict[str, list[float]] = {"ours": [], "theirs": []}
         for seed in range(rounds):
             numbers = [task, *map(str, (num_envs, minibatch, epochs, iterations, seed))]
-            mine = measure(sys.executable, "-m", "recipes.speed_workers", "train", *numbers)
+            mine = measure(sys.executable, "-m", "recipes.speed_train", *numbers)
             bar.update()
             theirs = measure(python, script, *numbers)
             bar.update()

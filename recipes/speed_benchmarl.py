@@ -42,7 +42,7 @@ class Clock(Callback):
 
 
 def main(task: str, num_envs: int, minibatch: int, epochs: int, iterations: int, seed: int) -> None:
-    """Train MAPPO with the settings of `recipes.speed_workers.TRAINING`, without logging or evaluation."""
+    """Train MAPPO with the settings of `recipes.speed_train.TRAINING`, without logging or evaluation."""
     torch.set_num_threads(1)
     config = ExperimentConfig.get_from_yaml()
     for name, value in dict(

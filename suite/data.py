@@ -24,6 +24,9 @@ class Minibatches:
     epochs: int
     size: int | None = None
 
+    def __post_init__(self) -> None:
+        _check(self.epochs, self.size)
+
     def with_epochs(self, epochs: int) -> Minibatches:
         """The same source with another number of epochs."""
         return replace(self, epochs=epochs)
@@ -47,6 +50,9 @@ class Sequences:
 
     epochs: int
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.epochs, self.size)
 
     def with_epochs(self, epochs: int) -> Sequences:
         """The same source with another number of epochs."""
@@ -73,8 +79,8 @@ class Replay:
 
     def __init__(self, *, capacity: int, steps: int, size: int, warmup: int, keys: Sequence[NestedKey],
                  device: torch.device | str):
-        if not size <= warmup <= capacity:
-            raise ValueError(f"replay needs size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
+        if not 0 < size <= warmup <= capacity:
+            raise ValueError(f"replay needs 0 < size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
         self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device), batch_size=size)
         self.capacity, self.steps, self.warmup, self.keys = capacity, steps, warmup, list(keys)
 
@@ -106,3 +112,8 @@ class Replay:
             length = len(next(iter(state["frames"].values())))
             self.buffer.extend(TensorDict(state["frames"], batch_size=[length]).unflatten_keys("/"))
         self.buffer.writer._cursor = state["cursor"]
+
+
+def _check(epochs: int, size: int | None) -> None:
+    if epochs < 1 or (size is not None and size < 1):
+        raise ValueError(f"epochs and size must be positive, got {epochs}, {size}")

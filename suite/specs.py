@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torchrl.data import Bounded, Categorical
+from torchrl.data import Bounded, Categorical, MultiCategorical
 from torchrl.envs import EnvBase
 
 GROUP = "agents"
@@ -63,7 +63,7 @@ class Specs:
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
                       alive=ALIVE if ALIVE in keys else None,
                       state_dim=observations[STATE].shape[-1] if STATE in keys else None)
-        if isinstance(action, Categorical):
+        if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
             return cls(action_dim=action.space.n, discrete=True, **common)
         if isinstance(action, Bounded):
             low, high = (

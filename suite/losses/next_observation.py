@@ -70,5 +70,5 @@ class NextObservationLoss(Loss):
 
     def updates(self, name: str, data: Callable, **optimisation: Any) -> list[Update]:
         """One update with Adam at the loss's own rate and its own number of epochs."""
-        own = optimisation | {"optimizer": partial(torch.optim.Adam, lr=self.lr)}
+        own = optimisation | {"optimizer": partial(torch.optim.Adam, lr=self.lr, fused=True)}
         return [Update(name, {name: self}, data.with_epochs(self.epochs), **own)]

@@ -81,11 +81,12 @@ class Returns(ValueEstimatorBase):
         return tensordict
 
     def step_target(self, batch: TensorDictBase) -> None:
-        """Move the target critic towards the critic: theta' += tau (theta - theta')."""
+        """Move the target critic towards the critic: theta' += tau (theta - theta'); buffers are copied."""
         with torch.no_grad():
-            source = self.value_network.parameters()
-            for old, new in zip(self.target.parameters(), source, strict=True):
+            for old, new in zip(self.target.parameters(), self.value_network.parameters(), strict=True):
                 old.lerp_(new, self.tau)
+            for old, new in zip(self.target.buffers(), self.value_network.buffers(), strict=True):
+                old.copy_(new)
 
     def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         keys = [key for key in self.critic_keys if key not in (CRITIC_HIDDEN, IS_INIT)]

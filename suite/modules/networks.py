@@ -11,7 +11,33 @@ from torch import Tensor, nn
 
 Sharing = Literal["all", "roles", "none"]
 Init = Literal["default", "orthogonal"]
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+class _FastTanh(torch.autograd.Function):
+    generate_vmap_rule = True  # TorchRL's value estimators and losses call networks under vmap
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return (2 * x).sigmoid_().mul_(2).sub_(1)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.tanh_backward(gradient, *ctx.saved_tensors)
+
+
+class Tanh(nn.Module):
+    """Hyperbolic tangent; on a CPU as 2 sigmoid(2x) - 1, which torch computes 3.5 times faster (equal to 2e-7)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """tanh(x)."""
+        return _FastTanh.apply(x) if x.device.type == "cpu" and not torch.compiler.is_compiling() else torch.tanh(x)
+
+
+ACTIVATIONS = {"tanh": Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 
 
 def sharing_index(share: Sharing, agent_types: Sequence[int]) -> list[int] | None:

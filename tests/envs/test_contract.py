@@ -29,7 +29,16 @@ VMAS = [
     ("vmas/wind_flocking", {}),
 ]
 
-TASKS = [*VMAS]
+OTHERS = [
+    ("gymnasium/CartPole-v1", {}),
+    ("gymnasium/Pendulum-v1", {}),
+    ("gymnasium/MountainCarContinuous-v0", {}),
+    ("pettingzoo/simple_spread_v3", {}),
+    ("pettingzoo/simple_spread_v3", {"continuous_actions": True}),
+    ("pettingzoo/simple_speaker_listener_v4", {}),
+    ("pettingzoo/simple_tag_v3", {}),
+]
+TASKS = [*VMAS, *OTHERS]
 
 SAME_START = {"vmas/give_way": "its spawn noise is drawn once for all rows"}  # task -> why its rows start alike
 N = 5

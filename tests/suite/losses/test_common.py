@@ -76,7 +76,8 @@ CASES = {
     "vdn encoded": ("discrete", lambda s: mixed_q(s, "vdn", {LATENT: 2}, encoders=[encoder()]), True),
     "maddpg": ("continuous", maddpg, True),
     "maddpg encoded": ("continuous", lambda s: maddpg(s, {LATENT: 2}, encoders=[encoder()]), True),
-    **{f"{name} {kind}": (kind, cls, True) for name, cls in STATE_MODELS.items() for kind in ("discrete", "continuous")},
+    **{f"{name} {kind}": (kind, cls, True)
+       for name, cls in STATE_MODELS.items() for kind in ("discrete", "continuous")},
 }
 TRAINED = {name: case for name, case in CASES.items() if case[1] is not NoLoss}
 

@@ -65,7 +65,8 @@ def table_batch():
     return td
 
 
-# min(ratio A, clip(ratio, 0.8, 1.2) A): agent 0: 1, min(3, 2.4), min(-1, -1.6);  agent 1: -1, min(-2, -1.2), min(2, 3.2)
+# min(ratio A, clip(ratio, 0.8, 1.2) A):
+# agent 0: 1, min(3, 2.4), min(-1, -1.6);  agent 1: -1, min(-2, -1.2), min(2, 3.2)
 # = 1, 2.4, -1.6, -1, -2, 2; mean 0.8 / 6
 # kl: ratio - 1 - ln ratio: 0, 0.0945349, 0.1931472; 0, 0.3068528, 0.1931472; mean 0.7876821 / 6
 # entropy: 0.5 ln 2 + 0.5 ln 4 = 1.0397208
@@ -90,7 +91,8 @@ def test_a2c_loss_by_hand():
     assert out["entropy"].item() == pytest.approx((3 * math.log(2) + 3 * math.log(4)) / 6, rel=1e-6)
 
 
-# d/d logits of - mean A ln pi(a) = - mean A (onehot(a) - pi); sums of A by choice: 0: 1 - 1 - 1, 1: 2 + 4, 2: -2; all: 3
+# d/d logits of - mean A ln pi(a) = - mean A (onehot(a) - pi)
+# sums of A by choice: 0: 1 - 1 - 1, 1: 2 + 4, 2: -2; all: 3
 # choice 0: -(-1 - 1.5) / 6; choice 1: -(6 - 0.75) / 6; choice 2: -(-2 - 0.75) / 6
 def test_a2c_gradient_by_hand():
     actor = table_actor()
@@ -214,7 +216,8 @@ def value_batch(target, old=0.0):
 
 
 # V = 3 everywhere, targets 0 3 | 4 6: squares 9, 0, 1, 9
-# clipped, old 1, clip 0.5: 1.5 - G = 1.5, -1.5, -2.5, -4.5: squares 2.25, 2.25, 6.25, 20.25; larger 9, 2.25, 6.25, 20.25
+# clipped, old 1, clip 0.5: 1.5 - G = 1.5, -1.5, -2.5, -4.5: squares 2.25, 2.25, 6.25, 20.25;
+# larger 9, 2.25, 6.25, 20.25
 # Huber: 3 - 0.5, 0, 0.5, 3 - 0.5
 @pytest.mark.parametrize(("options", "expected"), [
     ({"clip": None, "kind": "l2"}, 19 / 4), ({"clip": 0.5, "kind": "l2"}, 37.75 / 4),

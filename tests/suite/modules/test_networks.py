@@ -3,7 +3,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from suite.modules.networks import AgentGRU, AgentInput, AgentLinear, JointInput, linear, mlp, sharing_index
+from suite.modules.networks import (
+    ACTIVATIONS,
+    AgentGRU,
+    AgentInput,
+    AgentLinear,
+    JointInput,
+    linear,
+    mlp,
+    sharing_index,
+)
 
 torch.set_num_threads(1)
 INDICES = {"shared": None, "roles": [0, 1, 0], "own": [0, 1, 2]}
@@ -170,3 +179,23 @@ def test_no_gradient_passes_an_episode_start():
     gru(x, hidden, is_init)[0][:, -1].sum().backward()
     assert not x.grad[:, :3].any() and x.grad[:, 3:].abs().sum((0, 2, 3)).gt(0).all()
     assert not hidden.grad.any()
+
+
+def test_tanh_equals_torch():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 0.0, 1e4])]).requires_grad_()
+    ours, stock = ACTIVATIONS["tanh"]()(x), torch.tanh(x)
+    assert_close(ours, stock, rtol=0, atol=3e-7)
+    assert ours.abs().max() <= 1 and ours[-2] == 0
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (ours, stock)]
+    assert_close(*slopes, rtol=0, atol=1e-6)
+    assert ACTIVATIONS["tanh"]()(torch.tensor(float("nan"))).isnan()  # a broken network must not look healthy
+
+
+def test_networks_run_under_vmap_as_torchrl_calls_them():
+    net = mlp(4, 2, [0, 1, 2], cells=[8], activation="tanh", init="default")
+    x = torch.randn(5, 3, 4)
+    doubled = {name: torch.stack([p, 2 * p]).detach() for name, p in net.named_parameters()}
+    out = torch.vmap(lambda params: torch.func.functional_call(net, params, x))(doubled)
+    assert out.shape == (2, 5, 3, 2)
+    assert_close(out[0], net(x))
+    assert_close(out[1], torch.func.functional_call(net, {k: 2 * p for k, p in net.named_parameters()}, x))

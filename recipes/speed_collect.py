@@ -1,14 +1,12 @@
-"""What `recipes.speed` measures, one subject per fresh process; prints one JSON line.
+"""Collection as `recipes.speed` measures it, one subject per fresh process; prints frames per CPU second.
 
-    python -m recipes.speed_workers collect ours simple_spread 512 True
-    python -m recipes.speed_workers train navigation 60 400 4 5 1
+    python -m recipes.speed_collect ours simple_spread 512 True
 
-Times are process CPU seconds of one thread, so that a busy machine disturbs them less.
+Process CPU seconds of one thread, so that a busy machine disturbs the numbers less.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -119,69 +117,15 @@ def stock(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], in
 
 
 SUBJECTS = {"raw": raw, "ours": ours, "stock": stock}
-# the same nets, optimiser and data on both sides of the comparison with BenchMARL
-TRAINING = dict(
-    actor_cells=(64, 64),
-    critic_cells=(64, 64),
-    gamma=0.9,
-    gae_lambda=0.9,
-    lr=3e-4,
-    adam_eps=1e-6,
-    max_grad_norm=5.0,
-    entropy_coef=0.0,
-    clip=0.2,
-    normalize_advantage="none",
-    truncate=False,
-    steps=HORIZON,
-    max_steps=HORIZON,
-    evaluations=0,
-    checkpoint_every=0,
-)
-TASK_OPTIONS = {"navigation": {"n_agents": 3, "shared_rew": False, "collisions": True}, "balance": {"n_agents": 4}}
 
 
-def train(task: str, num_envs: int, minibatch: int, epochs: int, iterations: int, seed: int) -> dict[str, list[float]]:
-    """MAPPO of the cooperative recipe: CPU seconds and mean episode return of every iteration."""
-    from recipes.cooperative import configure, make_trainer
-    from suite.run import MemoryRun
-
-    cfg = dataclasses.replace(configure({}), **TRAINING, task=f"vmas/{task}", task_options=TASK_OPTIONS[task],
-                              num_envs=num_envs, minibatch_size=minibatch, epochs=epochs,
-                              frames=num_envs * HORIZON * iterations, seed=seed)
-    trainer = make_trainer(cfg, MemoryRun())
-    seconds, start = [], time.process_time()
-    inner = trainer.iterate
-
-    def iterate(batch):
-        nonlocal start
-        metrics = inner(batch)
-        now = time.process_time()
-        seconds.append(now - start)
-        start = now
-        return metrics
-
-    trainer.iterate = iterate
-    trainer.train()
-    return {
-        "seconds": seconds,
-        "returns": [row["episode/return"] for row in trainer.run.rows if "episode/return" in row],
-    }
-
-
-def main(arguments: list[str]) -> None:
+def main(subject: str, scenario: str, num_envs: str, desynchronised: str) -> None:
     """Dispatch on the command line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    kind, *rest = arguments
-    if kind == "collect":
-        subject, scenario, num_envs, desynchronised = rest
-        result = timed(SUBJECTS[subject](scenario, int(num_envs), desynchronised == "True"), seconds=4)
-    else:
-        task, *numbers = rest
-        result = train(task, *map(int, numbers))
-    print(json.dumps(result))
+    print(json.dumps(timed(SUBJECTS[subject](scenario, int(num_envs), desynchronised == "True"), seconds=4)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

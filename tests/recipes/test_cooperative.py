@@ -1,0 +1,187 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import recipes.cooperative as recipe
+from recipes.presets import ALGORITHMS, PRESETS
+from suite.losses import STATE_MODELS
+from suite.run import MemoryRun
+from tests.small import TOY, config, make_toy, timeless, train, weights
+
+DISCRETE = {"is_discrete": True}
+CHOICES = [(algorithm, preset, loss, actions) for preset, table in PRESETS.items() for algorithm in table
+           for loss in STATE_MODELS for actions in ("discrete", "continuous")
+           if ALGORITHMS[algorithm][2] in ("any", actions)]
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setattr(recipe, "make_env", make_toy)
+
+
+def start(cfg):
+    """Weights before training."""
+    return weights(recipe.make_trainer(cfg, MemoryRun()))
+
+
+def check(cfg, *, iterations=2):
+    """Train; every row is finite, the rows are complete, and every trainable network has moved."""
+    before, trainer = start(cfg), train(cfg)
+    rows = trainer.run.rows
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert trainer.iteration == iterations
+    names = set().union(*rows)
+    assert {"reward/task", "eval/return", "eval/return_greedy", "time/total", "episode/return"} <= names
+    assert any(name.startswith(f"{cfg.algorithm}/loss_") for name in names)
+    after = weights(trainer)
+    still = [name for name in before if after[name].requires_grad is False and torch.equal(before[name], after[name])]
+    trained = {id(p) for update in trainer.updates for params in update.params.values() for p in params}
+    modules = [trainer.policy, *(loss for update in trainer.updates for loss in update.losses)]
+    live = {f"{k}.{name}" for k, module in enumerate(modules) for name, p in module.named_parameters() if id(p) in trained}
+    assert live and not live & set(still), f"did not move: {sorted(live & set(still))}"
+    return trainer
+
+
+@pytest.mark.parametrize("algorithm, preset, loss, actions", CHOICES, ids=str)
+def test_every_choice_trains(algorithm, preset, loss, actions):
+    options = DISCRETE if actions == "discrete" else {}
+    trainer = check(config(algorithm, preset, loss=loss, task_options=options))
+    names = set().union(*trainer.run.rows)
+    assert (loss == "next_observation") == ("next_observation/loss_prediction" in names) == ("reward/curiosity" in names)
+
+
+@pytest.mark.parametrize("change", [
+    {"actor_recurrent_dim": 6}, {"critic_recurrent_dim": 6}, {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5},
+    {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5, "loss": "next_observation"},
+    {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5, "target_tau": 0.1, "agent_id": True},
+    {"critic_recurrent_dim": 5, "centralized": False}, {"critic_recurrent_dim": 5, "task_options": {"state": False}},
+    {"share": "roles", "task_options": {"n_agents": 3, "agent_types": [0, 1, 1]}}, {"share": "none"}, {"agent_id": True},
+    {"share": "none", "actor_recurrent_dim": 6, "critic_recurrent_dim": 5}, {"head": "normal"},
+    {"head": "normal", "state_dependent_scale": False}, {"state_dependent_scale": False, "share": "none"},
+    {"init": "orthogonal", "activation": "relu"}, {"activation": "elu"}, {"task_options": {"state": False}},
+    {"returns": "nstep", "n_step": 3}, {"normalize_advantage": "agent"}, {"normalize_advantage": "none"},
+    {"standardize_reward": True}, {"target_tau": 0.5}, {"recompute_advantage": True}, {"lr_decay": "linear"},
+    {"max_grad_norm": None}, {"minibatch_size": None}, {"minibatch_size": 7}, {"clip": None}, {"value_clip": 0.2},
+    {"value_loss": "smooth_l1"}, {"entropy_coef": 0.0}, {"team_reward": True}, {"truncate": False}, {"steps": None},
+    {"actor_cells": (), "critic_cells": ()}, {"fast_collector": False}, {"autocast": True},
+    {"loss": "next_observation", "loss_options": {"curiosity": 0.1, "use_latent": False}},
+    {"loss": "next_observation", "reward_weights": {"task": 0.0, "curiosity": 1.0}},
+    {"task_options": {"is_discrete": True, "mask": True}},
+    {"task_options": {"is_discrete": True, "mask": True}, "actor_recurrent_dim": 6},
+], ids=lambda change: ",".join(f"{k}={v}" for k, v in change.items()))
+def test_every_switch_of_the_on_policy_side_trains(change):
+    check(config(**change), iterations=2 if change.get("steps", 5) else 2)
+
+
+@pytest.mark.parametrize("algorithm, change", [
+    ("qmix", {"task_options": {"is_discrete": True, "mask": True}}), ("qmix", {"task_options": {"is_discrete": True, "state": False}}),
+    ("vdn", {"share": "none", "task_options": DISCRETE}), ("qmix", {"agent_id": True, "share": "roles", "task_options": DISCRETE}),
+    ("maddpg", {"share": "none"}), ("maddpg", {"agent_id": True, "task_options": {"state": False}}),
+    ("maddpg", {"fast_collector": False}), ("qmix", {"fast_collector": False, "task_options": DISCRETE}),
+    ("maddpg", {"team_reward": True, "lr_decay": "linear"}),
+], ids=str)
+def test_every_switch_of_the_off_policy_side_trains(algorithm, change):
+    check(config(algorithm, **change))
+
+
+# ---------------------------------------------------------------------- seeds
+
+
+@pytest.mark.parametrize("algorithm, change", [
+    ("mappo", {}), ("mappo", {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}), ("maa2c", {"preset": "epymarl"}),
+    ("qmix", {"task_options": DISCRETE}), ("maddpg", {}), ("mappo", {"loss": "next_observation"}),
+], ids=str)
+def test_a_seed_decides_every_number(algorithm, change):
+    cfg = config(algorithm, change.pop("preset", "default"), frames=80, **change)
+    first, again, other = train(cfg), train(cfg), train(dataclasses.replace(cfg, seed=2))
+    assert timeless(first) == timeless(again)
+    assert all(torch.equal(weights(first)[name], weights(again)[name]) for name in weights(first))
+    assert all(a != b for a, b in zip(timeless(first), timeless(other), strict=True))
+
+
+@pytest.mark.parametrize("change", [{}, {"actor_recurrent_dim": 6}, {"task_options": {"is_discrete": True, "mask": True}}], ids=str)
+def test_both_collectors_train_alike(change):
+    fast, stock = (train(config(frames=80, fast_collector=choice, **change)) for choice in (True, False))
+    assert timeless(fast) == timeless(stock)
+
+
+@pytest.mark.parametrize("algorithm, options", [("mappo", {}), ("qmix", DISCRETE), ("maddpg", {})])
+def test_evaluation_changes_nothing(algorithm, options):
+    often, never = (train(config(algorithm, frames=80, evaluations=count, task_options=options)) for count in (4, 0))
+    rows = [row for row in timeless(often) if not any(key.startswith("eval/") for key in row)]
+    assert rows == timeless(never) and len(timeless(often)) == len(rows) + 5
+    assert all(torch.equal(weights(often)[name], weights(never)[name]) for name in weights(often))
+
+
+# ---------------------------------------------------------------------- what an iteration does
+
+
+def test_frames_are_rounded_up_to_whole_batches():
+    assert [train(config(frames=frames)).frames for frames in (1, 20, 21, 40)] == [20, 20, 40, 40]
+
+
+@pytest.mark.parametrize("algorithm, change", [
+    ("mappo", {}), ("ippo", {"loss": "next_observation"}), ("mappo", {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}),
+    ("maa2c", {"preset": "epymarl"}), ("mappo", {"task_options": {"is_discrete": True, "mask": True}}),
+], ids=str)
+def test_no_host_synchronisation_between_batch_and_log(algorithm, change, monkeypatch):
+    """One synchronisation per iteration, where the metrics become numbers."""
+    trainer = recipe.make_trainer(config(algorithm, change.pop("preset", "default"), **change), MemoryRun())
+    batch = next(iter(trainer.collector))
+    calls = []
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero", "cpu"):
+        original = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda self, *args, _name=name, _original=original, **kwargs:
+                            (calls.append(_name), _original(self, *args, **kwargs))[1])
+    torch.zeros(1).item()
+    assert calls == ["item"], "the count works"
+    calls.clear()
+    metrics = trainer.iterate(batch)
+    assert calls == []
+    trainer._to_host(metrics)
+    assert calls == ["tolist"]
+
+
+def test_reward_weights_reach_the_reward():
+    plain = config(loss="next_observation")
+    trainer = recipe.make_trainer(dataclasses.replace(plain, reward_weights={"task": 2.0, "curiosity": 3.0}), MemoryRun())
+    assert trainer.reward_weights == {"task": 2.0, "curiosity": 3.0}
+    assert recipe.make_trainer(plain, MemoryRun()).reward_weights == {"task": 1.0, "curiosity": 0.0}
+    by_option = dataclasses.replace(plain, loss_options={"curiosity": 0.5})
+    assert recipe.make_trainer(by_option, MemoryRun()).reward_weights == {"task": 1.0, "curiosity": 0.5}
+
+
+def test_exploration_falls_with_the_frames():
+    trainer = train(config("qmix", frames=60, task_options=DISCRETE, exploration_frames=40))
+    assert trainer.policy[-1].eps.item() == pytest.approx(0.05)
+    trainer = train(config("qmix", frames=20, task_options=DISCRETE, exploration_frames=40))
+    assert trainer.policy[-1].eps.item() == pytest.approx((1 + 0.05) / 2)
+
+
+def test_replay_waits_for_its_warmup():
+    rows = train(config("maddpg", frames=80, warmup=50, buffer_size=60)).run.rows
+    learned = [row["frames"] for row in rows if "maddpg/loss_value" in row]
+    assert learned == [60, 80]
+
+
+def test_learning_rate_reaches_zero_with_linear_decay():
+    trainer = train(config(lr_decay="linear"))
+    assert {group["lr"] for u in trainer.updates for o in u.optimizers.values() for group in o.param_groups} == {0.0}
+
+
+def test_the_target_critic_follows_the_critic():
+    trainer = recipe.make_trainer(config(target_tau=0.5), MemoryRun())
+    advantage = trainer.advantage
+    before = [p.clone() for p in advantage.target.parameters()]
+    trainer.iterate(next(iter(trainer.collector)))
+    for old, new, critic in zip(before, advantage.target.parameters(), advantage.value_network.parameters(), strict=True):
+        assert torch.allclose(new, (old + critic) / 2) and not torch.equal(old, critic)
+
+
+def test_the_task_name_of_these_tests_is_unknown_outside_them(monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="unknown task 'toy/walk'"):
+        train(config(task=TOY))

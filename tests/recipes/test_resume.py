@@ -1,0 +1,218 @@
+"""N + M iterations equal N, stop or kill, resume, M: to the last bit, in every metric and in all that is saved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import recipes.cooperative as recipe
+from suite.checkpoint import Checkpoints
+from suite.config import run_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episodes", "2", "--evaluations", "2", "--quiet",
+         "--no-video", "--loggers", "csv", "--checkpoint-every", "2", "--actor-cells", "8", "--critic-cells", "8"]
+NAVIGATION = ["--task", "vmas/navigation", "--task-options", "n_agents=2"]
+SPREAD = ["--task", "vmas/simple_spread", "--task-options", "n_agents=2", "continuous_actions=False"]
+PPO = ["--minibatch-size", "20", "--epochs", "2"]
+REPLAY = ["--minibatch-size", "10", "--warmup", "60", "--buffer-size", "150", "--gradient-steps", "2",
+          "--exploration-frames", "200"]
+FRAMES = 40  # of one iteration
+RUNS = {
+    "mappo": [*NAVIGATION, *PPO],
+    "mappo gru": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5"],
+    "mappo gru target": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--target-tau", "0.1"],
+    "maa2c epymarl": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "epymarl", "--actor-recurrent-dim", "6"],
+    "qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY],
+    "maddpg": [*NAVIGATION, "--algorithm", "maddpg", *REPLAY],
+    "next observation": [*NAVIGATION, *PPO, "--loss", "next_observation", "--loss-options", "curiosity=0.1"],
+    "next observation qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY, "--loss", "next_observation"],
+    "discrete roles": [*SPREAD, *PPO, "--share", "none"],
+}
+
+
+def main(*words, monkeypatch):
+    """The command line in this process: a fresh environment, networks, optimisers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["recipes/cooperative.py", *words])
+        run_cli(recipe.main)
+
+
+def metrics(folder):
+    """Every row of every metric but the times, as written."""
+    scalars = folder / "metrics" / "scalars"
+    return {str(file.relative_to(scalars)): file.read_text() for file in sorted(scalars.rglob("*.csv"))
+            if file.relative_to(scalars).parts[0] != "time"}
+
+
+def training(folder):
+    """Without the evaluations, whose interval depends on the frames asked for."""
+    return {name: text for name, text in metrics(folder).items() if not name.startswith("eval/")}
+
+
+def state(folder):
+    """The newest checkpoint, without what a clock or an evaluation decides."""
+    found = Checkpoints(folder / "checkpoints").load()
+    return {key: value for key, value in found.items() if key not in ("seconds", "evaluations")}
+
+
+def differences(a, b, path=""):
+    """Where two nested structures differ in a bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        keys = [f"{path}/{key}" for key in a.keys() ^ b.keys()]
+        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)):
+        return [path] if len(a) != len(b) else [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
+    return [] if a == b else [path]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_extending_a_finished_run_equals_a_longer_run(name, tmp_path, monkeypatch):
+    words = [*SMALL, *RUNS[name]]
+    main(*words, "--frames", str(6 * FRAMES), "--run-dir", str(tmp_path / "whole"), monkeypatch=monkeypatch)
+    main(*words, "--frames", str(3 * FRAMES), "--run-dir", str(tmp_path / "parts"), monkeypatch=monkeypatch)
+    torch.manual_seed(999)  # what else this process draws must not matter
+    main("--resume", str(tmp_path / "parts"), "--frames", str(6 * FRAMES), monkeypatch=monkeypatch)
+    assert {"reward/task.csv", "episode/return.csv"} <= training(tmp_path / "whole").keys()
+    assert training(tmp_path / "whole") == training(tmp_path / "parts")
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert whole["iteration"] == 6 and differences(whole, parts) == []
+
+
+def test_the_comparison_sees_one_bit(tmp_path, monkeypatch):
+    for seed in ("1", "2"):
+        words = [*SMALL, *RUNS["mappo"], "--frames", str(FRAMES), "--seed", seed, "--run-dir", str(tmp_path / seed)]
+        main(*words, monkeypatch=monkeypatch)
+    assert metrics(tmp_path / "1") != metrics(tmp_path / "2")
+    found = differences(state(tmp_path / "1"), state(tmp_path / "2"))
+    assert any(path.startswith("/policy/") and path.endswith("out.bias") for path in found)
+    a = {"x": [torch.tensor([1.0]), 3]}
+    assert differences(a, {"x": [torch.nextafter(torch.tensor([1.0]), torch.tensor([2.0])), 3]}) == ["/x/0"]
+    assert differences(a, {"x": [torch.tensor([1.0]), 4]}) == ["/x/1"] and differences(a, a) == []
+
+
+def test_resuming_a_finished_run_changes_nothing_but_its_record(tmp_path, monkeypatch, capsys):
+    main(*SMALL, *RUNS["mappo"], "--frames", str(2 * FRAMES), "--run-dir", str(tmp_path / "r"), monkeypatch=monkeypatch)
+    before, rows = state(tmp_path / "r"), metrics(tmp_path / "r")
+    capsys.readouterr()
+    main("--resume", str(tmp_path / "r"), monkeypatch=monkeypatch)
+    assert differences(before, state(tmp_path / "r")) == [] and rows == metrics(tmp_path / "r")
+    assert "return   " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", [["gymnasium/CartPole-v1"], ["pettingzoo/mpe2.simple_spread_v3", "continuous_actions=True"]], ids=str)
+def test_other_families_resume_too(task, tmp_path, monkeypatch):
+    words = [*SMALL, *PPO, "--task", task[0], *(["--task-options", *task[1:]] if task[1:] else [])]
+    main(*words, "--frames", str(4 * FRAMES), "--run-dir", str(tmp_path / "whole"), monkeypatch=monkeypatch)
+    main(*words, "--frames", str(2 * FRAMES), "--run-dir", str(tmp_path / "parts"), monkeypatch=monkeypatch)
+    main("--resume", str(tmp_path / "parts"), "--frames", str(4 * FRAMES), monkeypatch=monkeypatch)
+    assert training(tmp_path / "whole") == training(tmp_path / "parts")
+    assert differences(state(tmp_path / "whole"), state(tmp_path / "parts")) == []
+
+
+# ---------------------------------------------------------------------- a real SIGKILL of a real process
+
+MOMENTS = {  # moment, which call of it
+    "before the first checkpoint": ("half a checkpoint", 1),
+    "in the first rollout": ("rollout", 5),
+    "in a rollout": ("rollout", 33),
+    "in an early update": ("update", 4),
+    "in an update": ("update", 15),
+    "in a row of the metrics": ("half a row", 60),
+    "in a checkpoint": ("half a checkpoint", 3),
+    "between checksum and checkpoint": ("checksum without checkpoint", 9),
+}
+
+
+def python(*words, **options):
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Uninterrupted runs by name, made when first asked for."""
+    folder, made = tmp_path_factory.mktemp("whole"), {}
+
+    def get(name):
+        if name not in made:
+            made[name] = folder / name.replace(" ", "-")
+            with pytest.MonkeyPatch.context() as patch:
+                main(*SMALL, *RUNS[name], "--frames", str(6 * FRAMES), "--run-dir", str(made[name]), monkeypatch=patch)
+        return made[name]
+
+    return get
+
+
+def killed(name, moment, folder):
+    """Start the run in a process of its own, which is killed at the moment."""
+    process = python(str(ROOT / "tests" / "scripts" / "killed.py"), *map(str, MOMENTS[moment]), "recipes.cooperative", *SMALL,
+                     *RUNS[name], "--frames", str(6 * FRAMES), "--run-dir", str(folder))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert Checkpoints(folder / "checkpoints").whole()[-1:] != [6]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_equals_never_killed(moment, whole, tmp_path, monkeypatch):
+    killed("mappo", moment, tmp_path)
+    main("--resume", str(tmp_path), monkeypatch=monkeypatch)
+    assert metrics(tmp_path) == metrics(whole("mappo"))
+    assert differences(state(whole("mappo")), state(tmp_path)) == []
+    leftovers = [path.name for path in tmp_path.rglob("*.tmp")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in a rollout", "in an early update", "in a checkpoint"])
+@pytest.mark.parametrize("name", ["mappo gru", "maa2c epymarl", "qmix", "maddpg"])
+def test_killed_and_resumed_equals_never_killed_for_every_algorithm(name, moment, whole, tmp_path, monkeypatch):
+    killed(name, moment, tmp_path)
+    main("--resume", str(tmp_path), monkeypatch=monkeypatch)
+    assert metrics(tmp_path) == metrics(whole(name))
+    assert differences(state(whole(name)), state(tmp_path)) == []
+
+
+def test_killed_twice_from_outside_and_resumed_by_a_real_process(tmp_path, monkeypatch):
+    """The whole way as a user goes it: start, kill, resume, kill, resume; the times of the kills are left to chance."""
+    words = [*SMALL, *RUNS["mappo"], "--frames", str(40 * FRAMES)]
+    main(*words, "--run-dir", str(tmp_path / "whole"), monkeypatch=monkeypatch)
+    folder = tmp_path / "r"
+    rows = folder / "metrics" / "scalars" / "reward" / "task.csv"
+    for begin, enough in ((["--run-dir", str(folder), *words], 5), (["--resume", str(folder)], 25)):
+        process = python("-m", "recipes.cooperative", *begin)
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            if rows.exists() and len(rows.read_text().splitlines()) >= enough:
+                break
+            time.sleep(0.002)
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors
+        assert enough <= len(rows.read_text().splitlines()) < 40, "killed too late to show anything"
+    process = python("-m", "recipes.cooperative", "--resume", str(folder))
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "return   " in out
+    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert differences(state(tmp_path / "whole"), state(folder)) == []
+
+
+def test_an_altered_checkpoint_is_named_and_the_one_before_gives_the_same_end(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    main(*SMALL, *RUNS["mappo"], "--frames", str(6 * FRAMES), "--run-dir", str(folder), monkeypatch=monkeypatch)
+    newest = max((folder / "checkpoints").glob("*.pt"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.warns(UserWarning, match=f"{newest.name} is broken"):
+        main("--resume", str(folder), monkeypatch=monkeypatch)
+    assert metrics(folder) == metrics(whole("mappo"))
+    assert differences(state(whole("mappo")), state(folder)) == []

@@ -1,0 +1,222 @@
+import itertools
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import EnvBase
+
+from suite.data import Minibatches, Replay, Sequences
+from suite.specs import ACTION, OBSERVATION
+from tests.batches import assert_unchanged, frozen_copy, make_batch, make_specs
+
+torch.set_num_threads(1)
+N, T = 6, 5
+
+
+def numbered(start=0, n=N, t=T):
+    """A batch whose frames know their place: environment, time, and a number of their own."""
+    batch = make_batch(make_specs("discrete"), shape=(n, t))
+    batch["row"] = torch.arange(n).unsqueeze(1).expand(n, t).clone()
+    batch["time"] = torch.arange(t).expand(n, t).clone()
+    batch["frame"] = start + torch.arange(n * t).view(n, t)
+    return batch
+
+
+KEYS = ["frame", OBSERVATION, ("next", "done")]
+
+
+def check_frames(minibatch, batch):
+    """Every entry of a frame came along with it."""
+    where = minibatch["frame"].flatten()
+    for key in KEYS:
+        assert torch.equal(minibatch[key].reshape(len(where), -1), batch[key].reshape(N * T, -1)[where])
+
+
+# --------------------------------------------------------------- Minibatches
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(10, [10, 10, 10]), (7, [7, 7, 7, 7, 2]), (30, [30]), (99, [30]),
+                                             (None, [30]), (1, [1] * 30)])
+def test_minibatches_hold_every_frame_once_per_epoch(size, sizes):
+    torch.manual_seed(0)
+    batch = numbered()
+    before = frozen_copy(batch)
+    out = list(Minibatches(3, size)(batch, KEYS))
+    assert [len(minibatch) for minibatch in out] == 3 * sizes
+    for epoch in range(3):
+        part = out[epoch * len(sizes):(epoch + 1) * len(sizes)]
+        assert sorted(itertools.chain(*(m["frame"].tolist() for m in part))) == list(range(N * T))
+        for minibatch in part:
+            check_frames(minibatch, batch)
+            assert set(minibatch.keys(True, True)) == set(KEYS)  # and nothing else
+            assert minibatch.device == batch.device
+    assert_unchanged(batch, before)
+
+
+def test_minibatches_are_in_a_new_random_order_each_epoch():
+    torch.manual_seed(0)
+    out = [m["frame"].tolist() for m in Minibatches(2, 30 // 2)(numbered(), KEYS)]
+    epochs = [out[0] + out[1], out[2] + out[3]]
+    assert epochs[0] != epochs[1] and list(range(30)) not in epochs
+    torch.manual_seed(0)
+    assert out == [m["frame"].tolist() for m in Minibatches(2, 15)(numbered(), KEYS)]
+
+
+def test_with_epochs_leaves_the_source_alone():
+    for cls in (Minibatches, Sequences):
+        source = cls(4, 10)
+        assert source.with_epochs(1) == cls(1, 10) and source == cls(4, 10)
+
+
+@pytest.mark.parametrize("cls", [Minibatches, Sequences])
+def test_a_missing_key_is_named(cls):
+    with pytest.raises(KeyError, match="nonsense"):
+        list(cls(1, 10)(numbered(), ["nonsense"]))
+
+
+# --------------------------------------------------------------- Sequences
+
+
+# size in frames, five steps: 12 // 5 = 2 rows, 20 // 5 = 4 rows and a rest of 2, never less than one row
+@pytest.mark.parametrize(("size", "rows"), [(12, [2, 2, 2]), (20, [4, 2]), (1, [1] * 6), (30, [6]), (999, [6]),
+                                            (None, [6])])
+def test_sequences_are_whole_rows_once_per_epoch(size, rows):
+    torch.manual_seed(0)
+    batch = numbered()
+    before = frozen_copy(batch)
+    out = list(Sequences(2, size)(batch, [*KEYS, "row", "time"]))
+    assert [m.shape for m in out] == 2 * [(k, T) for k in rows]
+    for epoch in range(2):
+        part = out[epoch * len(rows):(epoch + 1) * len(rows)]
+        assert sorted(itertools.chain(*(m["row"][:, 0].tolist() for m in part))) == list(range(N))
+    for minibatch in out:
+        assert (minibatch["row"] == minibatch["row"][:, :1]).all()
+        assert (minibatch["time"] == torch.arange(T)).all()  # in order
+        check_frames(minibatch, batch)
+    assert_unchanged(batch, before)
+
+
+def test_sequences_are_in_random_order():
+    torch.manual_seed(0)
+    orders = [[m["row"][0, 0].item() for m in Sequences(1, 1)(numbered(), ["row"])] for _ in range(3)]
+    assert len(set(map(tuple, orders))) == 3
+
+
+# --------------------------------------------------------------- Replay
+
+
+def replay_of(capacity=50, steps=3, size=8, warmup=20, keys=("frame", ACTION, OBSERVATION, ("next", "done"))):
+    return Replay(capacity=capacity, steps=steps, size=size, warmup=warmup, keys=keys, device="cpu")
+
+
+def contents(replay):
+    return replay.buffer.storage[:len(replay.buffer)]["frame"].tolist()
+
+
+def test_replay_waits_for_its_warmup():
+    replay = replay_of(warmup=20)
+    replay.extend(numbered(n=3))
+    assert list(replay(None, [])) == []  # 15 frames
+    replay.extend(numbered(n=1))
+    assert len(list(replay(None, []))) == 3  # 20
+
+
+def test_samples_are_stored_frames_with_all_their_entries():
+    torch.manual_seed(0)
+    replay, batch = replay_of(), numbered()
+    before = frozen_copy(batch)
+    replay.extend(batch)
+    assert_unchanged(batch, before)
+    seen = set()
+    for _ in range(20):
+        for minibatch in replay(batch, KEYS):
+            assert minibatch.shape == (8,) and minibatch.device == torch.device("cpu")
+            check_frames(minibatch, batch)
+            seen |= set(minibatch["frame"].tolist())
+    assert seen == set(range(N * T))  # uniform over all
+
+
+def test_samples_are_copies():
+    replay = replay_of()
+    replay.extend(numbered())
+    next(iter(replay(None, [])))[OBSERVATION].fill_(7.0)
+    assert not (replay.buffer.storage[:][OBSERVATION] == 7).any()
+
+
+# capacity 12, batches of 2 rows x 4 steps stored time by time: rows of frames 0-3 and 4-7 give 0 4 1 5 2 6 3 7;
+# the next batch (8-15) goes to positions 8-11 and then 0-3
+def test_the_oldest_frames_leave_first():
+    replay = replay_of(capacity=12, size=4, warmup=4)
+    replay.extend(numbered(0, 2, 4))
+    assert contents(replay) == [0, 4, 1, 5, 2, 6, 3, 7]
+    replay.extend(numbered(8, 2, 4))
+    assert contents(replay) == [10, 14, 11, 15, 2, 6, 3, 7, 8, 12, 9, 13]
+    replay.extend(numbered(16, 1, 2))
+    assert contents(replay) == [10, 14, 11, 15, 16, 17, 3, 7, 8, 12, 9, 13]
+
+
+def test_a_batch_larger_than_the_capacity_leaves_its_last_frames():
+    replay = replay_of(capacity=6, size=4, warmup=4)
+    replay.extend(numbered(0, 2, 4))  # time by time 0 4 1 5 2 6 3 7
+    assert sorted(contents(replay)) == [1, 2, 3, 5, 6, 7]
+    assert len(replay.buffer) == 6
+    replay.extend(numbered(8, 1, 1))
+    assert 8 in contents(replay) and 1 not in contents(replay)  # the oldest of them left
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 5])
+def test_state_dict_goes_on_exactly(batches, tmp_path):
+    """Same contents, same next samples, same place of the next frame; before and after the ring is full."""
+    first, second = replay_of(), replay_of()
+    for k in range(batches):
+        first.extend(numbered(100 * k, 3, 7))
+    torch.save(first.state_dict(), tmp_path / "replay.pt")
+    second.extend(numbered(900, 5, 5))  # what was there before must go
+    second.load_state_dict(torch.load(tmp_path / "replay.pt", weights_only=True))
+    for k in range(4):
+        assert len(first.buffer) == len(second.buffer)
+        if batches or k:
+            assert contents(first) == contents(second)
+        samples = []
+        for replay in (first, second):
+            torch.manual_seed(k)
+            samples.append([m.clone() for m in replay(None, [])])
+        assert len(samples[0]) == len(samples[1]) == (3 if len(first.buffer) >= 20 else 0)
+        for x, y in zip(*samples, strict=True):
+            assert set(x.keys(True, True)) == set(y.keys(True, True))
+            assert all(torch.equal(x[key], y[key]) for key in x.keys(True, True))
+        for replay in (first, second):
+            replay.extend(numbered(1000 + 100 * k, 3, 7))
+
+
+def test_state_dict_is_a_copy():
+    replay = replay_of()
+    replay.extend(numbered(0, 3, 7))
+    state = replay.state_dict()
+    held = state["frames"]["frame"].tolist()
+    replay.extend(numbered(100, 5, 10))
+    assert state["frames"]["frame"].tolist() == held
+
+
+def test_with_epochs_keeps_the_buffer():
+    replay = replay_of()
+    assert replay.with_epochs(7) is replay
+
+
+@pytest.mark.parametrize("sizes", [(10, 9, 50), (8, 60, 50), (60, 60, 50), (0, 0, 50)])
+def test_impossible_sizes_are_named(sizes):
+    size, warmup, capacity = sizes
+    with pytest.raises(ValueError, match=f"0 < size <= warmup <= capacity, got {size}, {warmup}, {capacity}"):
+        replay_of(capacity=capacity, size=size, warmup=warmup)
+
+
+@pytest.mark.parametrize("cls", [Minibatches, Sequences])
+@pytest.mark.parametrize(("epochs", "size"), [(0, 5), (-1, None), (1, 0), (1, -3)])
+def test_impossible_epochs_and_sizes_are_named(cls, epochs, size):
+    with pytest.raises(ValueError, match=f"epochs and size must be positive, got {epochs}, {size}"):
+        cls(epochs, size)
+
+
+def test_sources_do_not_know_environments():
+    assert not any(isinstance(x, EnvBase) for x in vars(replay_of()).values())
+    assert isinstance(next(iter(Minibatches(1)(numbered(), KEYS))), TensorDict)

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensordict.nn import TensorDictModule
+
+from suite.evaluate import Evaluator
+from suite.modules import make_actor
+from suite.specs import ACTION, GROUP, OBSERVATION, Specs
+from tests.toy import ToyEnv
+
+N, A = 5, 2
+
+
+class DrawnEnv(ToyEnv):
+    """A picture is a plain colour: the number of steps so far in the first copy."""
+
+    def render_frame(self, env_index=0, size=(64, 64)):
+        assert env_index == 0
+        return np.full((*size, 3), 20 * int(self.steps[0]), dtype=np.uint8)
+
+
+def policy(env, recurrent=0):
+    torch.manual_seed(0)
+    return make_actor(Specs.from_env(env), {}, share="all", agent_id=True, cells=(8,), activation="tanh", init="default",
+                      recurrent_dim=recurrent, head="tanh_normal", state_dependent_scale=True, device="cpu")
+
+
+def constant(env, value):
+    """A policy that always takes the same action."""
+    spec = env.full_action_spec[ACTION]
+    return TensorDictModule(lambda x: torch.full((*x.shape[:2], *spec.shape[2:]), value, dtype=spec.dtype),
+                            in_keys=[OBSERVATION], out_keys=[ACTION])
+
+
+def test_returns_and_lengths_by_hand():
+    """Standing still: the distance at the start, once per step; an episode that has ended counts no more."""
+    env = ToyEnv(N, A, max_steps=4, seed=9)
+    found = Evaluator(env, constant(env, 0.0), seed=3)()
+    other = ToyEnv(N, A, max_steps=4)
+    other.set_seed(3)
+    other.reset_tensors()
+    distance = (other.at - other.target).norm(dim=-1)  # [N, A]
+    assert found["return"] == found["return_greedy"] == pytest.approx(-4 * distance.mean().item(), rel=1e-6)
+    assert found["length"] == 4
+
+
+def test_an_ended_episode_counts_no_more():
+    class Ends(ToyEnv):
+        """Copy k terminates after k + 1 steps; every step pays 1."""
+
+        def _simulate(self, actions):
+            return torch.ones(N, A), self.steps >= torch.arange(N)
+
+    env = Ends(N, A, max_steps=4)
+    found = Evaluator(env, constant(env, 0.0), seed=3)()
+    assert found == pytest.approx(dict.fromkeys(("length", "return", "return_greedy"), (1 + 2 + 3 + 4 + 4) / N))
+
+
+@pytest.mark.parametrize("recurrent", [0, 6])
+def test_the_same_result_twice_and_nothing_else_is_touched(recurrent):
+    env = ToyEnv(N, A)
+    evaluator = Evaluator(env, policy(env, recurrent), seed=3)
+    before = torch.get_rng_state()
+    first = evaluator()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(77)  # the training has moved on
+    assert evaluator() == first
+    assert first["return"] != first["return_greedy"]
+
+
+def test_greedy_takes_the_mode_and_sampled_the_seeds_sample():
+    env = ToyEnv(N, A, max_steps=1)
+    actor = policy(env)
+    evaluator = Evaluator(env, actor, seed=3)
+    seen = []
+
+    class Spy(ToyEnv):
+        def _simulate(self, actions):
+            seen.append(actions[ACTION])
+            return super()._simulate(actions)
+
+    evaluator.env = Spy(N, A, max_steps=1)
+    evaluator.play(deterministic=True)
+    evaluator.play(deterministic=False)
+    env.set_seed(3)
+    td = env.reset()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        dist = actor.get_dist(td.clone())
+        sample = actor(td.clone())[ACTION]
+    assert torch.allclose(seen[0], dist.mode) and torch.allclose(seen[1], sample)
+    assert not torch.allclose(seen[0], seen[1])
+
+
+def test_another_seed_is_another_set_of_episodes():
+    env = ToyEnv(N, A)
+    assert Evaluator(env, policy(env), seed=3)() != Evaluator(env, policy(env), seed=4)()
+
+
+def test_the_policy_is_evaluated_as_it_is_now():
+    env = ToyEnv(N, A)
+    actor = policy(env)
+    evaluator = Evaluator(env, actor, seed=3)
+    before = evaluator()
+    with torch.no_grad():
+        for param in actor.parameters():
+            param.mul_(-1)
+    assert evaluator()["return_greedy"] != before["return_greedy"]
+    assert all(param.grad is None for param in actor.parameters())
+
+
+def test_recurrent_state_is_carried_through_the_episode():
+    env = ToyEnv(N, A, max_steps=6)
+    actor = policy(env, recurrent=6)
+    found = Evaluator(env, actor, seed=3).play(deterministic=True)
+    env.set_seed(3)
+    observation, hidden, total = env.reset_tensors()[OBSERVATION], torch.zeros(N, A, 6), torch.zeros(N)
+    network = actor[0].module
+    for t in range(6):
+        with torch.no_grad():
+            loc, _, hidden = network(observation, hidden, torch.full((N, 1), t == 0))
+        out = env.step_tensors({ACTION: torch.tanh(loc)})
+        observation, total = out[OBSERVATION], total + out[GROUP, "reward"].mean((-2, -1))
+    assert found["return"] == pytest.approx(total.mean().item(), rel=1e-5)
+
+
+def test_a_gif_of_one_greedy_episode(tmp_path):
+    env = DrawnEnv(N, A, max_steps=7)
+    path = Evaluator(env, policy(env), seed=3).video(tmp_path / "new" / "x.gif", size=(32, 32))
+    with Image.open(path) as gif:
+        assert gif.format == "GIF" and gif.n_frames == 7 and gif.size == (32, 32)
+        shades = []
+        for k in range(7):
+            gif.seek(k)
+            shades.append(gif.convert("RGB").getpixel((5, 5))[0])
+    assert shades == pytest.approx([20 * k for k in range(7)], abs=3)
+
+
+def test_the_film_ends_with_the_first_copys_episode(tmp_path):
+    class Ends(DrawnEnv):
+        def _simulate(self, actions):
+            return torch.ones(N, A), self.steps >= 2 + 3 * torch.arange(N)
+
+    env = Ends(N, A, max_steps=20)
+    frames = []
+    Evaluator(env, constant(env, 0.0), seed=3).play(deterministic=True, frames=frames, size=(8, 8))
+    assert len(frames) == 3

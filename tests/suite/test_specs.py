@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+import torch
+from torchrl.data import Binary, Bounded, Composite, MultiCategorical, OneHot, Unbounded
+
+from suite.specs import ALIVE, GROUP, Specs
+from tests.toy import ToyEnv
+
+torch.set_num_threads(1)
+
+
+def test_continuous():
+    specs = Specs.from_env(ToyEnv(5, 3, agent_types=[0, 1, 0]))
+    assert (specs.n_agents, specs.obs_dim, specs.action_dim, specs.state_dim) == (3, 4, 2, 12)
+    assert specs.discrete is False and specs.has_mask is False and specs.alive is None
+    assert specs.agent_types == (0, 1, 0)
+    assert torch.equal(specs.low, -torch.ones(3, 2)) and torch.equal(specs.high, torch.ones(3, 2))  # no env dimension
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("state", [False, True])
+def test_discrete(mask, state):
+    specs = Specs.from_env(ToyEnv(5, 2, is_discrete=True, mask=mask, state=state))
+    assert specs.discrete is True and specs.action_dim == 5 and specs.has_mask is mask
+    assert specs.state_dim == (8 if state else None)
+    assert specs.low is None and specs.high is None and specs.agent_types == (0, 0)
+
+
+@pytest.mark.parametrize(("n_agents", "num_envs"), [(1, 1), (1, 4), (4, 1)])
+def test_single_agents_and_single_environments(n_agents, num_envs):
+    for discrete in (False, True):
+        specs = Specs.from_env(ToyEnv(num_envs, n_agents, is_discrete=discrete))
+        assert specs.n_agents == n_agents and specs.action_dim == (5 if discrete else 2)
+        assert discrete or specs.low.shape == (n_agents, 2)
+
+
+def test_bounds_of_every_agent_and_component():
+    env = ToyEnv(4, 2)
+    low, high = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), torch.tensor([[1.0, 2.0], [0.0, 9.0]])
+    spec = Bounded(low=low.expand(4, 2, 2), high=high.expand(4, 2, 2), shape=(4, 2, 2), dtype=torch.float32)
+    env.action_spec = env._in_group("action", spec)
+    specs = Specs.from_env(env)
+    assert torch.equal(specs.low, low) and torch.equal(specs.high, high)
+
+
+def test_agents_that_can_die():
+    env = ToyEnv(4, 2)
+    observation = env.observation_spec.clone()
+    observation[ALIVE] = Binary(shape=(4, 2), dtype=torch.bool)
+    env.observation_spec = observation
+    assert Specs.from_env(env).alive == ALIVE
+
+
+@pytest.mark.parametrize("spec", [Unbounded((4, 2, 3)), OneHot(3, shape=(4, 2, 3)),
+                                  MultiCategorical([3, 2], shape=(4, 2, 2))], ids=lambda spec: type(spec).__name__)
+def test_other_actions_are_refused_by_name(spec):
+    env = ToyEnv(4, 2)
+    env.action_spec = env._in_group("action", spec)
+    with pytest.raises(ValueError, match=f"{type(spec).__name__}; Categorical and Bounded"):
+        Specs.from_env(env)
+
+
+def test_another_group_is_refused_with_what_was_found():
+    env = ToyEnv(4, 2)
+    group = Composite({"observation": Unbounded((4, 2, 3))}, shape=(4, 2))
+    env.observation_spec = Composite({"walkers": group}, shape=(4,))
+    with pytest.raises(ValueError, match=rf"walkers.*{GROUP}.*observation"):
+        Specs.from_env(env)
+
+
+def test_specs_cannot_be_changed():
+    specs = Specs.from_env(ToyEnv(4, 2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        specs.n_agents = 3
+
+
+def test_spaces_of_the_environment_stay_as_they_were():
+    env = ToyEnv(4, 2)
+    before = env.full_action_spec.clone()
+    Specs.from_env(env).low.fill_(7.0)
+    assert env.full_action_spec == before
