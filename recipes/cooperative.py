@@ -90,7 +90,8 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     torch.manual_seed(cfg.seed + distributed.rank())  # equal networks, different actions
     iterations = max(1, -(-cfg.frames // (cfg.num_envs * steps * distributed.world_size())))
     collector = make_collector(
-        env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector
+        env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector,
+        compile=cfg.compile,
     )
     refresh = [*parts.refresh, *([LinearDecay(collector, parts.updates)] if cfg.lr_decay == "linear" else [])]
     evaluator = None

@@ -25,10 +25,10 @@ DONE_KEYS = ("done", "terminated", "truncated")
 
 
 def make_collector(env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
-                   fast: bool = True) -> FastCollector | StockCollector:
+                   fast: bool = True, compile: bool = False) -> FastCollector | StockCollector:
     """A collector of batches of ``steps`` steps of all environments, ``total_frames`` frames in all."""
     if fast:
-        return FastCollector(env, policy, steps=steps, total_frames=total_frames)
+        return FastCollector(env, policy, steps=steps, total_frames=total_frames, compile=compile)
     n, transforms = env.batch_size[0], [InitTracker()]
     if shapes := hidden_shapes(policy, env.n_agents):
         primers = Composite({}, shape=(n,))
@@ -57,9 +57,12 @@ class FastCollector:
     ``total_frames`` frames were collected; `load_state_dict` resumes to the last bit.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int):
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
+                 compile: bool = False):
         self.env, self.policy, self.steps, self.total_frames = env, policy, steps, total_frames
-        self.lowered = Lowered(policy)
+        lowered = Lowered(policy)
+        # compiled code draws its random numbers in another way, so its actions differ from the eager ones
+        self.act = torch.compile(lowered) if compile else lowered
         self.frames_per_batch = steps * env.num_envs
         self.frames = 0
         self.carried = hidden_shapes(policy, env.n_agents)
@@ -83,7 +86,7 @@ class FastCollector:
         if self.current is None:
             self._start()
         for t in range(self.steps):
-            tensors = self.lowered(dict(self.current))
+            tensors = self.act(dict(self.current))
             out = self.env.step_tensors({key: tensors[key] for key in self.actions})
             if self.storage is None:
                 self._allocate(tensors, out)

@@ -68,7 +68,8 @@ def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, int]:
     count = x.numel() // max(1, x.mean(tuple(dims)).numel())
     if world_size() == 1:
         return x.mean(tuple(dims)), x.var(tuple(dims)), count
-    sums = torch.stack([x.sum(tuple(dims)), x.square().sum(tuple(dims))]).double()
+    x64 = x.double()  # squares of large means cancel in float32
+    sums = torch.stack([x64.sum(tuple(dims)), x64.square().sum(tuple(dims))])
     dist.all_reduce(sums)
     count *= world_size()
     mean = sums[0] / count

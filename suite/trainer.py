@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from suite import distributed
 from suite.checkpoint import random_state, restore_random_state
 from suite.collector import EpisodeStatistics
-from suite.specs import DONE, REWARD, TERMINATED
+from suite.specs import ALIVE, DONE, REWARD, TERMINATED
 
 
 class Update:
@@ -68,7 +68,8 @@ class Update:
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step of every part; no host synchronisation."""
         with torch.autocast(minibatch.device.type, self.autocast, enabled=self.autocast is not None):
-            total, out = self.compute(minibatch)
+            total, metrics = self.compute(minibatch)
+        out = {key: value.clone() for key, value in metrics.items()}  # a captured graph overwrites its outputs
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -146,9 +147,8 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the collector's last frame; a stop request or an error leaves a checkpoint of a finished iteration."""
-        distributed.broadcast(
-            [self.policy, *(loss for update in self.updates for loss in update.losses), *self._estimators()]
-        )
+        learned = [self.policy, *(loss for update in self.updates for loss in update.losses), self.advantage]
+        distributed.broadcast([module for module in learned if module is not None])
         if self.iteration == 0:
             self._evaluate()
             self._checkpoint()
@@ -195,9 +195,11 @@ class Trainer:
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Write what the losses read: per-agent dones, the weighted reward, advantages; extend the replay."""
-        task = batch["next", *REWARD]
+        task, left = batch["next", *REWARD], False
+        if ALIVE in batch.keys(True):  # an agent that leaves early has terminated, whatever the others do
+            left = (batch[ALIVE] & ~batch["next", *ALIVE]).unsqueeze(-1)
         for source, key in (("done", DONE), ("terminated", TERMINATED)):
-            batch["next", *key] = batch["next", source].unsqueeze(-2).expand(task.shape)
+            batch["next", *key] = batch["next", source].unsqueeze(-2).expand(task.shape) | left
         metrics = {f"episode/{name}": value for name, value in self.episodes(batch).items()}
         terms = {"task": task.sum(-2, keepdim=True).expand_as(task) if self.team_reward else task}
         for loss in self.losses:
@@ -239,9 +241,6 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self.run.save(self.state_dict(), iteration=self.iteration, frames=self.frames)
-
-    def _estimators(self) -> list[nn.Module]:
-        return [] if self.advantage is None else [self.advantage]
 
     def _check_ownership(self) -> None:
         owner: dict[nn.Parameter, tuple[str, Any]] = {}

@@ -46,4 +46,5 @@ def timeless(trainer):
 def weights(trainer):
     """Copies of everything that was learned, by name."""
     modules = [trainer.policy, *(loss for update in trainer.updates for loss in update.losses)]
-    return {f"{k}.{name}": p.detach().clone() for k, module in enumerate(modules) for name, p in module.named_parameters()}
+    return {f"{k}.{name}": p.detach().clone() for k, module in enumerate(modules) for name,
+            p in module.named_parameters()}

@@ -46,7 +46,7 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_only_its_adapter_imports_vmas(path):
     """VMAS is GPL-3.0; the speed comparison runs it as it is, in a process of its own."""
-    allowed = path.parts[0] == "envs" and path.name.startswith("vmas") or path.name.startswith("speed_")
+    allowed = (path.parts[0] == "envs" and path.name.startswith("vmas")) or path.name.startswith("speed_")
     assert allowed or "vmas" not in imported(path)
 
 

@@ -30,11 +30,13 @@ class _FastTanh(torch.autograd.Function):
 
 
 class Tanh(nn.Module):
-    """Hyperbolic tangent; on a CPU as 2 sigmoid(2x) - 1, which torch computes 3.5 times faster (equal to 2e-7)."""
+    """Hyperbolic tangent; in float32 on a CPU as 2 sigmoid(2x) - 1, 3.5 times faster there (equal to 2e-7)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """tanh(x)."""
-        return _FastTanh.apply(x) if x.device.type == "cpu" and not torch.compiler.is_compiling() else torch.tanh(x)
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+            return torch.tanh(x)
+        return _FastTanh.apply(x) if torch.is_grad_enabled() else _FastTanh.forward(x)
 
 
 ACTIVATIONS = {"tanh": Tanh, "relu": nn.ReLU, "elu": nn.ELU}

@@ -11,8 +11,9 @@ from suite.config import run_cli
 from suite.trainer import Trainer
 from tests.small import make_toy
 
-TINY = ["--num-envs", "2", "--steps", "4", "--max-steps", "4", "--frames", "16", "--minibatch-size", "4", "--epochs", "1",
-        "--actor-cells", "4", "--critic-cells", "4", "--eval-episodes", "2", "--evaluations", "1", "--quiet", "--no-video"]
+TINY = ["--num-envs", "2", "--steps", "4", "--max-steps", "4", "--frames", "16", "--minibatch-size", "4", "--epochs",
+        "1", "--actor-cells", "4", "--critic-cells", "4", "--eval-episodes", "2", "--evaluations", "1", "--quiet",
+        "--no-video"]
 TOY = ["--task", "toy/walk"]
 REPLAYED = [*TOY, "--algorithm", "qmix", "--task-options", "is_discrete=True"]
 
@@ -53,7 +54,8 @@ def refused(monkeypatch, capsys, folder, words, message):
 
 # the real doors: names of tasks and their options
 @pytest.mark.parametrize("words, message", [
-    (["--task", "vmass/navigation"], r"unknown task 'vmass/navigation'.*\['gymnasium', 'pettingzoo', 'vmas'\].*mean 'vmas'"),
+    (["--task", "vmass/navigation"],
+     r"unknown task 'vmass/navigation'.*\['gymnasium', 'pettingzoo', 'vmas'\].*mean 'vmas'"),
     (["--task", "navigation"], r"unknown task 'navigation': write 'family/name'.*'vmas'"),
     (["--task", "vmas/navigatoin"], r"'navigatoin'.*balance.*'navigation'"),
     (["--task", "vmas/navigation", "--task-options", "n_agent=3"], r"'n_agent'.*'?n_agents'?"),
@@ -61,9 +63,11 @@ def refused(monkeypatch, capsys, folder, words, message):
     (["--num-envs", "0"], "num_envs must be a positive integer, got 0"),
     (["--num-envs", "-4"], "num_envs must be a positive integer, got -4"),
     (["--max-steps", "0"], "max_steps must be a positive integer, got 0"),
-    (["--algorithm", "qmix", "--num-envs", "2"], r"algorithm 'qmix' needs discrete actions, but 'vmas/navigation' has continuous "
+    (["--algorithm", "qmix", "--num-envs", "2"],
+     r"algorithm 'qmix' needs discrete actions, but 'vmas/navigation' has continuous "
      r"ones \(vmas: --task-options continuous_actions=False\); algorithms for continuous actions: .*'maddpg', 'mappo'"),
-    (["--algorithm", "maddpg", "--task-options", "continuous_actions=False"], "algorithm 'maddpg' needs continuous actions.*'qmix'"),
+    (["--algorithm", "maddpg", "--task-options", "continuous_actions=False"],
+     "algorithm 'maddpg' needs continuous actions.*'qmix'"),
 ])
 def test_tasks_and_their_options(words, message, folder, monkeypatch, capsys, no_training):
     refused(monkeypatch, capsys, folder, words, message)
@@ -71,7 +75,8 @@ def test_tasks_and_their_options(words, message, folder, monkeypatch, capsys, no
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
 def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
-    refused(monkeypatch, capsys, folder, ["--device", "cuda"], "device 'cuda' was asked for, but no CUDA device is present")
+    refused(monkeypatch, capsys, folder, ["--device", "cuda"],
+            "device 'cuda' was asked for, but no CUDA device is present")
 
 
 @pytest.mark.parametrize("words, message", [
@@ -82,7 +87,8 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dm=3"],
      r"unknown option of loss 'next_observation' 'latent_dm'; choose from \['coef', .*'latent_dim'.*mean 'latent_dim'"),
     ([*TOY, "--loss-options", "coef=3"], r"unknown option of loss 'none' 'coef'; choose from \[\]"),
-    ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dim=0"], "latent_dim, epochs and lr must be positive, got 0"),
+    ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dim=0"],
+     "latent_dim, epochs and lr must be positive, got 0"),
     ([*TOY, "--reward-weights", "style=1"], r"unknown reward term 'style'; choose from \['task'\]"),
     ([*TOY, "--minibatch-size", "9"], r"minibatch_size 9 is larger than the batch of 8 frames \(num_envs \* steps\)"),
     ([*TOY, "--minibatch-size", "0"], "minibatch_size must be positive, got 0"),
@@ -96,7 +102,8 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*TOY, "--learning-rate", "0.1"], "[Uu]nrecognized.*--learning-rate"),
     ([*TOY, "--lr", "fast"], "--lr.*fast|fast.*--lr"),
     ([*TOY, "--loggers", "csvv"], "csvv.*--loggers.*tensorboard"),
-    ([*REPLAYED, "--warmup", "9", "--minibatch-size", "10"], "needs minibatch_size <= warmup <= buffer_size, got 10, 9, 200000"),
+    ([*REPLAYED, "--warmup", "9", "--minibatch-size", "10"],
+     "needs minibatch_size <= warmup <= buffer_size, got 10, 9, 200000"),
     ([*REPLAYED, "--warmup", "9", "--buffer-size", "8"], "needs minibatch_size <= warmup <= buffer_size, got 4, 9, 8"),
     ([*REPLAYED, "--minibatch-size", "None"], "needs minibatch_size <= warmup"),
     ([*REPLAYED, "--actor-recurrent-dim", "4"], "'qmix' has no recurrent networks"),
@@ -118,7 +125,8 @@ def test_an_existing_run_is_refused_and_stays_as_it_is(folder, monkeypatch, caps
     before = contents(folder)
     with pytest.raises(SystemExit):
         main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder))
-    assert f"{folder} exists: continue it with --resume {folder}, or replace it with --overwrite" in capsys.readouterr().err
+    expected = f"{folder} exists: continue it with --resume {folder}, or replace it with --overwrite"
+    assert expected in capsys.readouterr().err
     with pytest.raises(SystemExit):  # a wrong word beside --overwrite must not cost the old run
         main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--overwrite", "--loss-options", "x=1")
     assert contents(folder) == before
@@ -167,7 +175,8 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line(folder, monkeypatch, ca
     with pytest.raises(SystemExit) as caught:
         main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder))
     printed = capsys.readouterr().err
-    assert caught.value.code == 2 and re.search("could not write .*000000002.*No space left.*Still there: .*000000000", printed)
+    assert caught.value.code == 2 and re.search("could not write .*000000002.*No space left.*Still there: .*000000000",
+                                                printed)
     monkeypatch.undo()
     monkeypatch.setattr(recipe, "make_env", make_toy)
     main(monkeypatch, "--resume", str(folder))

@@ -15,7 +15,8 @@ from suite.checkpoint import Checkpoints
 from suite.config import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episodes", "2", "--evaluations", "2", "--quiet",
+SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episodes", "2", "--evaluations", "2",
+         "--quiet",
          "--no-video", "--loggers", "csv", "--checkpoint-every", "2", "--actor-cells", "8", "--critic-cells", "8"]
 NAVIGATION = ["--task", "vmas/navigation", "--task-options", "n_agents=2"]
 SPREAD = ["--task", "vmas/simple_spread", "--task-options", "n_agents=2", "continuous_actions=False"]
@@ -26,7 +27,8 @@ FRAMES = 40  # of one iteration
 RUNS = {
     "mappo": [*NAVIGATION, *PPO],
     "mappo gru": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5"],
-    "mappo gru target": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--target-tau", "0.1"],
+    "mappo gru target": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--target-tau",
+                         "0.1"],
     "maa2c epymarl": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "epymarl", "--actor-recurrent-dim", "6"],
     "qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY],
     "maddpg": [*NAVIGATION, "--algorithm", "maddpg", *REPLAY],
@@ -69,7 +71,9 @@ def differences(a, b, path=""):
         keys = [f"{path}/{key}" for key in a.keys() ^ b.keys()]
         return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, (list, tuple)):
-        return [path] if len(a) != len(b) else [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
+        if len(a) != len(b):
+            return [path]
+        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
     return [] if a == b else [path]
 
 
@@ -107,7 +111,8 @@ def test_resuming_a_finished_run_changes_nothing_but_its_record(tmp_path, monkey
     assert "return   " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("task", [["gymnasium/CartPole-v1"], ["pettingzoo/mpe2.simple_spread_v3", "continuous_actions=True"]], ids=str)
+@pytest.mark.parametrize("task", [["gymnasium/CartPole-v1"],
+                                  ["pettingzoo/mpe2.simple_spread_v3", "continuous_actions=True"]], ids=str)
 def test_other_families_resume_too(task, tmp_path, monkeypatch):
     words = [*SMALL, *PPO, "--task", task[0], *(["--task-options", *task[1:]] if task[1:] else [])]
     main(*words, "--frames", str(4 * FRAMES), "--run-dir", str(tmp_path / "whole"), monkeypatch=monkeypatch)
@@ -153,7 +158,8 @@ def whole(tmp_path_factory):
 
 def killed(name, moment, folder):
     """Start the run in a process of its own, which is killed at the moment."""
-    process = python(str(ROOT / "tests" / "scripts" / "killed.py"), *map(str, MOMENTS[moment]), "recipes.cooperative", *SMALL,
+    process = python(str(ROOT / "tests" / "scripts" / "killed.py"), *map(str, MOMENTS[moment]), "recipes.cooperative",
+                     *SMALL,
                      *RUNS[name], "--frames", str(6 * FRAMES), "--run-dir", str(folder))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors

@@ -34,7 +34,8 @@ class Small:
 
 def parse(*words, choosers=("kind",)):
     sizes = {"a": 1, "b": 20}
-    return parse_cli(lambda chosen: Small(size=sizes[chosen.get("kind", "a")]), Small, choosers=choosers, prog="p", args=list(words))
+    return parse_cli(lambda chosen: Small(size=sizes[chosen.get("kind", "a")]), Small, choosers=choosers, prog="p",
+                     args=list(words))
 
 
 def cooperative(*words):
@@ -45,8 +46,10 @@ def cooperative(*words):
 
 
 @pytest.mark.parametrize("word, value", [
-    ("x=1", 1), ("x=-0.5", -0.5), ("x=1e-3", 1e-3), ("x=True", True), ("x=None", None), ("x=word", "word"), ("x=(1,2)", (1, 2)),
-    ("x=[1, 2]", [1, 2]), ("x=a=b", "a=b"), ("x=", ""), ("x='1'", "1"), ("x=l2-norm", "l2-norm"), ("x={'a': 1}", {"a": 1}),
+    ("x=1", 1), ("x=-0.5", -0.5), ("x=1e-3", 1e-3), ("x=True", True), ("x=None", None), ("x=word", "word"),
+    ("x=(1,2)", (1, 2)),
+    ("x=[1, 2]", [1, 2]), ("x=a=b", "a=b"), ("x=", ""), ("x='1'", "1"), ("x=l2-norm", "l2-norm"),
+    ("x={'a': 1}", {"a": 1}),
 ])
 def test_an_option_is_a_literal_or_a_word(word, value):
     found = parse_options([word])
@@ -87,7 +90,8 @@ def test_a_chooser_sets_the_defaults_and_a_flag_overrides_them(words):
 
 
 @pytest.mark.parametrize("words, named", [
-    (("--sise", "3"), ["sise", "size"]), (("--size", "three"), ["size", "three"]), (("--mode", "z"), ["--mode", "'z'", "'x', 'y'"]),
+    (("--sise", "3"), ["sise", "size"]), (("--size", "three"), ["size", "three"]),
+    (("--mode", "z"), ["--mode", "'z'", "'x', 'y'"]),
     (("--cells", "1", "wide"), ["cells", "wide"]), (("--options", "=3"), ["name=value"]),
 ])
 def test_an_unknown_flag_or_value_is_named_with_what_is_allowed(words, named, capsys):
@@ -104,7 +108,8 @@ def test_help_mentions_every_field_and_its_meaning(capsys):
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     for item in dataclasses.fields(Config):
-        assert f"--{item.name.replace('_', '-')} " in printed or f"--{item.name.replace('_', '-')}," in printed, item.name
+        flag = f"--{item.name.replace('_', '-')}"
+        assert f"{flag} " in printed or f"{flag}," in printed, item.name
     words = " ".join(printed.replace("│", " ").split())
     for meaning in ("Parallel copies of the task", "Weight of the entropy bonus", "Discount per step", "Width of QMIX"):
         assert meaning in words
@@ -149,7 +154,8 @@ def test_every_preset_gives_a_valid_config_for_each_of_its_algorithms(preset):
 @pytest.mark.parametrize("words, message", [
     (("--algorithm", "mapo"), r"unknown algorithm 'mapo'; choose from \['ia2c', .*'vdn'\]. Did you mean 'mappo'\?"),
     (("--preset", "epymal"), r"unknown preset 'epymal'; choose from \['benchmarl', 'default', 'epymarl'\]"),
-    (("--algorithm", "qmix", "--preset", "epymarl"), r"preset 'epymarl' has no algorithm 'qmix'; it has \['ia2c', .*\]"),
+    (("--algorithm", "qmix", "--preset", "epymarl"),
+     r"preset 'epymarl' has no algorithm 'qmix'; it has \['ia2c', .*\]"),
     (("--resume", "nowhere"), r"nowhere is not a run folder: it has no config.json"),
 ])
 def test_unknown_choices_are_refused_with_the_list(words, message):
@@ -158,7 +164,8 @@ def test_unknown_choices_are_refused_with_the_list(words, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"frames": 0}, "frames must be positive, got 0"), ({"steps": 0}, "steps must be positive"), ({"lr": -1.0}, "lr must be"),
+    ({"frames": 0}, "frames must be positive, got 0"), ({"steps": 0}, "steps must be positive"),
+    ({"lr": -1.0}, "lr must be"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"), ({"epochs": 0}, "epochs"), ({"threads": 0}, "threads"),
     ({"lr": float("nan")}, "lr must be positive, got nan"), ({"entropy_coef": -0.1}, "entropy_coef must be at least 0"),
     ({"lr_decay": "cosine"}, r"unknown lr_decay 'cosine'; choose from \['linear', 'none'\]"),
@@ -206,7 +213,8 @@ def test_small_checks():
 
 @pytest.mark.parametrize("error, code, text", [
     (ValueError("wrong value"), 2, "error: wrong value"), (CheckpointError("no disk"), 2, "error: no disk"),
-    (FloatingPointError("nan in update"), 2, "error: nan in update"), (OSError(28, "No space left"), 2, "No space left"),
+    (FloatingPointError("nan in update"), 2, "error: nan in update"),
+    (OSError(28, "No space left"), 2, "No space left"),
     (KeyboardInterrupt(), 130, "stopped"),
 ])
 def test_an_error_of_the_user_is_one_line(error, code, text, capsys):

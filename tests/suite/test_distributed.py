@@ -12,13 +12,15 @@ from suite.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--task", "vmas/navigation", "--num-envs", "4", "--steps", "10", "--max-steps", "8", "--minibatch-size", "20",
-         "--epochs", "2", "--actor-cells", "8", "--critic-cells", "8", "--eval-episodes", "2", "--evaluations", "1", "--quiet",
+         "--epochs", "2", "--actor-cells", "8", "--critic-cells", "8", "--eval-episodes", "2", "--evaluations", "1",
+         "--quiet",
          "--checkpoint-every", "1", "--keep-checkpoints", "9", "--task-options", "n_agents=2"]
 
 
 def torchrun(*command, check=True):
     """Two processes on this machine, on a free port (--standalone)."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                           *command],
                           cwd=ROOT, capture_output=True, text=True, timeout=240,
                           env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert not check or done.returncode == 0, done.stderr[-3000:]
@@ -144,7 +146,8 @@ def test_metrics_are_written_once_and_count_all_frames(runs):
 
 def test_resume_continues_to_the_last_bit(runs):
     for name in ("reward/task", "mappo/loss_policy", "mappo/loss_value", "mappo/grad_norm_actor"):
-        whole, parts = ((runs / which / "metrics" / "scalars" / f"{name}.csv").read_text() for which in ("whole", "parts"))
+        whole, parts = ((runs / which / "metrics" / "scalars" / f"{name}.csv").read_text() for which in ("whole",
+                                                                                                         "parts"))
         assert whole == parts
     for rank in (0, 1):
         whole, parts = state(runs / "whole", rank), state(runs / "parts", rank)

@@ -22,7 +22,8 @@ class DrawnEnv(ToyEnv):
 
 def policy(env, recurrent=0):
     torch.manual_seed(0)
-    return make_actor(Specs.from_env(env), {}, share="all", agent_id=True, cells=(8,), activation="tanh", init="default",
+    return make_actor(Specs.from_env(env), {}, share="all", agent_id=True, cells=(8,), activation="tanh",
+                      init="default",
                       recurrent_dim=recurrent, head="tanh_normal", state_dependent_scale=True, device="cpu")
 
 

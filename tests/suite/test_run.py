@@ -40,11 +40,12 @@ def test_what_a_run_leaves(tmp_path):
     record = stored_run(tmp_path / "r")
     assert record["config"] == CONFIG and record["processes"] == 1
     assert {"python", "torch", "torchrl", "tensordict"} <= record["versions"].keys()
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["commit"] and record["command"]
     assert rows(tmp_path / "r") == [(0, 0), (50, 50), (100, 100)]
     assert list((tmp_path / "r" / "metrics").glob("events.out.tfevents*"))
-    assert [p.name for p in sorted((tmp_path / "r" / "checkpoints").glob("*.pt"))] == ["000000001.rank0.pt", "000000002.rank0.pt"]
+    assert [p.name for p in sorted((tmp_path / "r" / "checkpoints").glob("*.pt"))] == ["000000001.rank0.pt",
+                                                                                       "000000002.rank0.pt"]
     assert not list((tmp_path / "r").rglob("*.tmp"))
 
 
@@ -79,7 +80,7 @@ def test_overwrite_replaces_the_run(tmp_path):
 
 def test_overwrite_never_deletes_what_is_no_run(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(ValueError, match="is not a run folder.*--overwrite does not delete it"):
+    with pytest.raises(ValueError, match=r"is not a run folder.*--overwrite does not delete it"):
         Run(tmp_path, CONFIG, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "three years"
     with pytest.raises(ValueError, match="is a file"):
@@ -88,7 +89,8 @@ def test_overwrite_never_deletes_what_is_no_run(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot write the run folder .*file/run"), Run(tmp_path / "file" / "run", CONFIG):
+    with pytest.raises(ValueError, match=r"cannot write the run folder .*file/run"), Run(tmp_path / "file" / "run",
+                                                                                         CONFIG):
         pass
 
 
@@ -165,7 +167,7 @@ def test_what_may_change_on_resume_are_fields_of_the_recipe():
 
 
 def test_resume_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not a run folder: it has no config.json"):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no config.json"):
         Run(tmp_path, CONFIG, resume=True)
 
 
@@ -232,8 +234,10 @@ def test_conclude_prints_returns_folder_and_commands(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     folder = tmp_path / "r"
     assert lines == ["return   0.000 -> 2.000 after 100 frames (greedy, fresh episodes)",
-                     f"video    {folder}/videos/100.gif", f"run      {folder}", f"watch    tensorboard --logdir {folder}",
-                     f"resume   python -m recipes.x --resume {folder} --frames 200", "swap     python -m recipes.x --loss y"]
+                     f"video    {folder}/videos/100.gif", f"run      {folder}",
+                     f"watch    tensorboard --logdir {folder}",
+                     f"resume   python -m recipes.x --resume {folder} --frames 200",
+                     "swap     python -m recipes.x --loss y"]
 
 
 def test_a_task_that_cannot_be_drawn_does_not_spoil_the_end(tmp_path, capsys):

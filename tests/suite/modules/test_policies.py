@@ -96,6 +96,7 @@ def test_mask_with_no_choice_left_gives_finite_numbers():
 
 @pytest.mark.parametrize("head", ["normal", "tanh", "normal_state", "tanh_state"])
 def test_continuous_heads_start_with_unit_scale_and_positive_stay(head):
+    torch.manual_seed(0)
     kind, distribution, state_scale = HEADS[head]
     specs = make_specs(kind)
     actor = actor_of(specs, head=distribution, state_dependent_scale=state_scale)
@@ -104,7 +105,7 @@ def test_continuous_heads_start_with_unit_scale_and_positive_stay(head):
     assert_close(out[GROUP, "scale"], torch.ones(4, 6, 3, 2), rtol=0, atol=0.05)
     spread(actor, 5.0)
     out = actor(batch.select(*actor.in_keys))
-    assert (out[GROUP, "scale"] > 0).all() and out[GROUP, "scale"].std() > 0.1
+    assert (out[GROUP, "scale"] > 0).all() and ((out[GROUP, "scale"] - 1).abs() > 0.1).any()
 
 
 def test_tanh_head_stays_inside_the_bounds_of_every_agent():
