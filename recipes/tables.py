@@ -20,7 +20,7 @@ class Table:
 
     def flags(self, row: str, task: str) -> list[str]:
         """The recipe's flags of one cell, without seed and folder."""
-        return ["--task", task, *self.rows[row], *self.tasks[task], "--frames", str(self.frames)]
+        return ["--task", task, *self.rows[row], *self.tasks[task], "--frames", str(self.frames), "--evaluations", "10"]
 
 
 TABLES = {

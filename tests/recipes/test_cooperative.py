@@ -51,7 +51,8 @@ def test_every_choice_trains(algorithm, preset, loss, actions):
     options = DISCRETE if actions == "discrete" else {}
     trainer = check(config(algorithm, preset, loss=loss, task_options=options))
     names = set().union(*trainer.run.rows)
-    assert (loss == "next_observation") == ("next_observation/loss_prediction" in names) == ("reward/curiosity" in names)
+    used = loss == "next_observation"
+    assert ("next_observation/loss_prediction" in names) == ("reward/curiosity" in names) == used
 
 
 @pytest.mark.parametrize("change", [

@@ -21,7 +21,7 @@ SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episode
 NAVIGATION = ["--task", "vmas/navigation", "--task-options", "n_agents=2"]
 SPREAD = ["--task", "vmas/simple_spread", "--task-options", "n_agents=2", "continuous_actions=False"]
 PPO = ["--minibatch-size", "20", "--epochs", "2"]
-REPLAY = ["--minibatch-size", "10", "--warmup", "60", "--buffer-size", "150", "--gradient-steps", "2",
+REPLAY = ["--minibatch-size", "10", "--warmup", "60", "--buffer-size", "100", "--gradient-steps", "2",
           "--exploration-frames", "200"]
 FRAMES = 40  # of one iteration
 RUNS = {
