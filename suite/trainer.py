@@ -55,6 +55,7 @@ class Update:
         make = optimizer if isinstance(optimizer, dict) else dict.fromkeys(self.parts, optimizer)
         self.optimizers = {part: make[part](params) for part, params in self.params.items() if params}
         self.autocast = autocast
+        self.device_type = next((p.device.type for group in self.params.values() for p in group), "cpu")
         self.compute = self._compute if compile is None else torch.compile(self._compute, **compile)
 
     def run(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ class Update:
 
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step of every part; no host synchronisation."""
-        with torch.autocast(minibatch.device.type, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
             total, metrics = self.compute(minibatch)
         out = {key: value.clone() for key, value in metrics.items()}  # a captured graph overwrites its outputs
         for optimizer in self.optimizers.values():
