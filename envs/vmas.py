@@ -45,7 +45,7 @@ from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tenso
 from envs.rendering import draw_world
 from envs.vmas_groups import NativeGroups
 from envs.vmas_scenarios import CORRECTED, PER_ENV
-from envs.vmas_state import RandomState, SlotFinder, capture, reset_rows, restore
+from envs.vmas_state import FreshRows, RandomState, SlotFinder, capture, restore
 
 MODULES = ({name: f"vmas.scenarios.{name}" for name in vmas.scenarios}
            | {name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios}
@@ -90,7 +90,7 @@ class VmasBatch(BatchedEnv):
         self.obs_dims, self.action_dims, self.continuous_actions = obs_dims, actions.dims, continuous_actions
         self.reward_is_shared = self.n_agents == 1 or name.removesuffix("_pe") in TEAM_REWARD
         self._policy_agents = agents
-        self._find = SlotFinder(scenario, num_envs)
+        self._fresh = FreshRows(SlotFinder(scenario, num_envs), lambda: scenario.env_reset_world_at(None))
         self._mask = None
         if not continuous_actions and len(set(actions.dims)) > 1:
             choices = torch.arange(max(actions.dims), device=self.device)
@@ -114,7 +114,7 @@ class VmasBatch(BatchedEnv):
             if mask is None:
                 self.scenario.env_reset_world_at(None)
             elif mask.any():
-                reset_rows(self._find, mask, lambda: self.scenario.env_reset_world_at(None))
+                self._fresh.put(mask)
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
         scenario = self.scenario
@@ -151,7 +151,8 @@ class VmasBatch(BatchedEnv):
         return out
 
     def _capture(self) -> dict[str, Any]:
-        return {"scenario": self.name, "random": self.random.capture(), **capture(self.scenario, self.num_envs)}
+        return {"scenario": self.name, "random": self.random.capture(), "fresh": self._fresh.state_dict(),
+                **capture(self.scenario, self.num_envs)}
 
     def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
         if state["scenario"] != self.name:
@@ -159,9 +160,11 @@ class VmasBatch(BatchedEnv):
         restore(self.scenario, self.num_envs, state, mask)
         if mask is None:
             self.random.restore(state["random"])
+            self._fresh.load_state_dict(state["fresh"], self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         self.random.seed(0 if seed is None else seed)
+        self._fresh.forget()  # they were drawn from another seed
 
     # ------------------------------------------------------------------ pictures
 

@@ -163,24 +163,61 @@ class SlotFinder:
         return self.last
 
 
-def reset_rows(find: SlotFinder, mask: Tensor, reset: Callable[[], None]) -> None:
-    """Run ``reset``, a vectorised reset of all rows, and give the rows where ``mask`` [N] is False their state back.
+class FreshRows:
+    """Initial states in store: one vectorised reset of all rows serves many partial ones.
 
-    What all rows share (a goal drawn once for the whole batch, a colour) keeps its value.
+    Row k of the store is an independent draw of an initial state and is handed out once, to row k; the store is
+    filled anew when a row is asked for twice. A partial reset then costs a selection per tensor.
     """
-    before = find()
-    copies = _clones(before.rows, {}) | _clones(before.shared, {})
-    reset()
-    after, merged, masks = find(), {}, _Masks(mask)
-    for path, (container, key, new) in after.rows.items():
-        old = copies.get(path)
-        if old is not None and old.shape == new.shape:
-            pair = (id(new), id(old))  # entries that are one tensor stay one tensor
-            if pair not in merged:
-                merged[pair] = torch.where(masks[new.ndim], new, old)
-            container[key] = merged[pair]
-    for path, (container, key, _) in after.shared.items():
-        if path in before.shared:
+
+    def __init__(self, find: SlotFinder, reset: Callable[[], None]):
+        self.find, self.reset = find, reset
+        self.rows: dict[str, Tensor] = {}
+        self.left: Tensor | None = None  # [N], True where the stored row was not handed out
+
+    def put(self, mask: Tensor) -> None:
+        """Start new episodes in the rows where ``mask`` [N] is True; the others stay exact.
+
+        What all rows share (a goal drawn once for the whole batch, a colour) keeps its value.
+        """
+        if self.left is None or (mask & ~self.left).any():
+            self._fill(mask)
+        merged, masks = {}, _Masks(mask)
+        for path, (container, key, now) in self.find().rows.items():
+            new = self.rows.get(path)
+            if new is not None and new.shape == now.shape:
+                pair = (id(now), id(new))  # entries that are one tensor stay one tensor
+                if pair not in merged:
+                    merged[pair] = torch.where(masks[new.ndim], new, now)
+                container[key] = merged[pair]
+        self.left = self.left & ~mask
+
+    def _fill(self, mask: Tensor) -> None:
+        before = self.find()
+        copies = _clones(before.rows, {}) | _clones(before.shared, {})
+        self.reset()
+        after = self.find()
+        self.rows, self.left = _clones(after.rows, {}), torch.ones_like(mask)
+        _put_back(before, after, copies)
+
+    def forget(self) -> None:
+        """Empty the store."""
+        self.rows, self.left = {}, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The store, for exact resume."""
+        return {} if self.left is None else {"rows": dict(self.rows), "left": self.left.clone()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Put back what `state_dict` returned."""
+        self.rows = {path: value.to(device) for path, value in state.get("rows", {}).items()}
+        self.left = state["left"].to(device) if "left" in state else None
+
+
+def _put_back(before: Slots, after: Slots, copies: dict[str, Tensor]) -> None:
+    """Undo a reset: every entry that was there before gets its value back."""
+    for path, (container, key, _) in (after.rows | after.shared).items():
+        if path in copies:
             container[key] = copies[path]
     for path, (container, key, new) in after.plain.items():
         if path in before.plain and before.plain[path][2] is not new:

@@ -8,20 +8,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
-from torch import nn
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torchrl.envs import EnvBase
-from torchrl.modules import AdditiveGaussianModule, EGreedyModule
 from torchrl.objectives import SoftUpdate
 
 from recipes.cooperative_config import Config
 from suite.data import Minibatches, Replay, Sequences
+from suite.distributed import world_size
 from suite.losses import Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
 from suite.losses.off_policy import OffPolicyLoss
 from suite.modules import make_actor, make_critic
+from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.specs import ACTION, ACTION_MASK, Specs
-from suite.trainer import Update
+from suite.update import Update
 
 
 @dataclass
@@ -32,7 +32,6 @@ class Parts:
     acting: TensorDictModuleBase
     updates: list[Update]
     advantage: Returns | None = None
-    replay: Replay | None = None
     refresh: Sequence[Callable] = field(default_factory=list)
 
 
@@ -52,7 +51,8 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
                          centralized=cfg.centralized, **sizes)
     advantage = Returns(TensorDictSequential(*aux.encoders, critic), kind=cfg.returns, gamma=cfg.gamma,
                         lmbda=cfg.gae_lambda, n=cfg.n_step, normalize=cfg.normalize_advantage,
-                        target_tau=cfg.target_tau, standardize_reward=cfg.standardize_reward).to(cfg.device)
+                        target_tau=cfg.target_tau, standardize_reward=cfg.standardize_reward,
+                        mask=specs.alive).to(cfg.device)
 
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
@@ -71,11 +71,9 @@ def mixed_q(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     greedy = make_q_policy(specs, aux.features, share=cfg.share, agent_id=cfg.agent_id, cells=cfg.actor_cells,
                            activation=cfg.activation, init=cfg.init, device=cfg.device)
     mixer = make_mixer(cfg.algorithm, specs, embed_dim=cfg.mixer_dim, device=cfg.device)
-    explore = EGreedyModule(spec=env.full_action_spec, eps_init=cfg.exploration_start, eps_end=cfg.exploration_end,
-                            annealing_num_steps=cfg.exploration_frames, action_key=ACTION,
-                            action_mask_key=ACTION_MASK if specs.has_mask else None, device=cfg.device)
+    explore = EpsilonGreedy(specs.action_dim, **_exploration(cfg))
     loss = MixedQLoss(greedy, mixer, gamma=cfg.gamma, encoders=aux.encoders)
-    return _replayed(cfg, TensorDictSequential(*aux.encoders, *greedy), explore, loss, aux)
+    return _replayed(cfg, TensorDictSequential(*aux.encoders, *greedy), explore, loss, aux, specs)
 
 
 def maddpg(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
@@ -83,14 +81,17 @@ def maddpg(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     common = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
     actor = make_deterministic_actor(specs, aux.features, cells=cfg.actor_cells, **common)
     critic = make_joint_q(specs, cells=cfg.critic_cells, **common)
-    explore = AdditiveGaussianModule(spec=env.full_action_spec, sigma_init=cfg.exploration_start,
-                                     sigma_end=cfg.exploration_end, annealing_num_steps=cfg.exploration_frames,
-                                     action_key=ACTION, safe=True, device=cfg.device)
+    explore = GaussianNoise(specs.low, specs.high, **_exploration(cfg))
     loss = MADDPGLoss(actor, critic, gamma=cfg.gamma, encoders=aux.encoders)
-    return _replayed(cfg, TensorDictSequential(*aux.encoders, actor), explore, loss, aux)
+    return _replayed(cfg, TensorDictSequential(*aux.encoders, actor), explore, loss, aux, specs)
 
 
-def _replayed(cfg: Config, acting: TensorDictSequential, explore: nn.Module, loss: OffPolicyLoss, aux: Loss) -> Parts:
+def _exploration(cfg: Config) -> dict[str, Any]:
+    return dict(start=cfg.exploration_start, end=cfg.exploration_end, frames=cfg.exploration_frames)
+
+
+def _replayed(cfg: Config, acting: TensorDictSequential, explore: Exploration, loss: OffPolicyLoss, aux: Loss,
+              specs: Specs) -> Parts:
     keys = list(dict.fromkeys([*loss.in_keys, *aux.in_keys]))
     replay = Replay(capacity=cfg.buffer_size, steps=cfg.gradient_steps, size=cfg.minibatch_size, warmup=cfg.warmup,
                     keys=keys, device=cfg.device)
@@ -101,8 +102,11 @@ def _replayed(cfg: Config, acting: TensorDictSequential, explore: nn.Module, los
         ),
         *aux.updates(cfg.loss, replay, **optimisation),
     ]
-    policy = TensorDictSequential(*acting, explore)
-    return Parts(policy, acting, updates, replay=replay, refresh=[lambda batch: explore.step(batch.numel())])
+    mask = [ACTION_MASK] if specs.has_mask else []
+    policy = TensorDictSequential(
+        *acting, TensorDictModule(explore.to(cfg.device), in_keys=[ACTION, *mask], out_keys=[ACTION])
+    )
+    return Parts(policy, acting, updates, refresh=[lambda batch: explore.anneal(batch.numel() * world_size())])
 
 
 COMPOSITIONS = {"on_policy": on_policy, "mixed_q": mixed_q, "maddpg": maddpg}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
@@ -14,12 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads s
 import torch
 
 from envs import make_env, resolve_device
+from recipes.checks import check_config, check_used, validate
 from recipes.compositions import COMPOSITIONS
-from recipes.cooperative_config import Config, check_config
+from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, overrides
 from suite import distributed
 from suite.collector import make_collector
-from suite.config import as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
+from suite.config import as_flags, as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
 from suite.evaluate import Evaluator
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun, Run, stored_run
@@ -38,31 +38,6 @@ def configure(chosen: dict[str, str]) -> Config:
     return Config(**overrides(chosen["algorithm"], chosen["preset"]))
 
 
-def validate(cfg: Config, specs: Specs, batch: int) -> None:
-    """Refuse what cannot work, before training, with what is allowed."""
-    kind = "discrete" if specs.discrete else "continuous"
-    supported = ALGORITHMS[cfg.algorithm][2]
-    if supported not in ("any", kind):
-        fitting = sorted(name for name, (*_, actions) in ALGORITHMS.items() if actions in ("any", kind))
-        raise ValueError(f"algorithm {cfg.algorithm!r} needs {supported} actions, but {cfg.task!r} has {kind} ones "
-                         f"(vmas: --task-options continuous_actions={supported == 'continuous'}); "
-                         f"algorithms for {kind} actions: {fitting}")
-    off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
-    if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
-        raise ValueError(
-            f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)"
-        )
-    if off_policy and (cfg.actor_recurrent_dim or cfg.critic_recurrent_dim):
-        raise ValueError(
-            f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0"
-        )
-    if off_policy and not (cfg.minibatch_size or math.inf) <= cfg.warmup <= cfg.buffer_size:
-        raise ValueError(f"{cfg.algorithm!r} needs minibatch_size <= warmup <= buffer_size, got {cfg.minibatch_size}, "
-                         f"{cfg.warmup}, {cfg.buffer_size}")
-    if cfg.resume and not cfg.fast_collector:
-        raise ValueError("fast_collector=False cannot be resumed: TorchRL's collector does not save open episodes")
-
-
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     """Everything the run needs, composed in the order in which it is used."""
     for what, value, table in (
@@ -72,6 +47,8 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     ):
         check_choice(what, value, table)
     check_config(cfg)
+    off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
+    check_used(cfg, Config(**overrides(cfg.algorithm, cfg.preset)), off_policy=off_policy)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
@@ -87,21 +64,33 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     weights = {"task": 1.0} | aux.reward_weights
     check_names("reward term", cfg.reward_weights, weights)
 
-    torch.manual_seed(cfg.seed + distributed.rank())  # equal networks, different actions
+    torch.manual_seed(cfg.seed + 1000 * distributed.rank())  # equal networks, different actions
     iterations = max(1, -(-cfg.frames // (cfg.num_envs * steps * distributed.world_size())))
     collector = make_collector(
         env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector,
-        compile=cfg.compile,
+        compile={} if cfg.compile else None, keep=[*aux.reward_keys, *(key for u in parts.updates for key in u.keys)],
     )
-    refresh = [*parts.refresh, *([LinearDecay(collector, parts.updates)] if cfg.lr_decay == "linear" else [])]
+    own = [update for update in parts.updates if update.name == cfg.algorithm]  # a loss has rates of its own
+    schedules = [LinearDecay(own)] if cfg.lr_decay == "linear" else []
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
         eval_env = make_env(cfg.task, num_envs=cfg.eval_episodes, seed=cfg.seed + 1_000_000, **common)
         evaluator = Evaluator(eval_env, parts.acting, seed=cfg.seed + 1_000_000)
-    return Trainer(collector, parts.policy, parts.updates, reward_weights=weights | cfg.reward_weights, run=run,
-                   team_reward=cfg.team_reward, losses=[aux], advantage=parts.advantage, replay=parts.replay,
-                   refresh=refresh, evaluate=evaluator, checkpoint_every=cfg.checkpoint_every,
-                   evaluate_every=max(1, iterations // cfg.evaluations) if cfg.evaluations else 0)
+    return Trainer(
+        collector,
+        parts.policy,
+        parts.updates,
+        reward_weights=weights | cfg.reward_weights,
+        run=run,
+        team_reward=cfg.team_reward,
+        losses=[aux],
+        advantage=parts.advantage,
+        refresh=parts.refresh,
+        schedules=schedules,
+        evaluate=evaluator,
+        checkpoint_every=cfg.checkpoint_every,
+        evaluate_every=max(1, iterations // cfg.evaluations) if cfg.evaluations else 0,
+    )
 
 
 def make_loss(cfg: Config, specs: Specs):
@@ -109,6 +98,15 @@ def make_loss(cfg: Config, specs: Specs):
     loss = STATE_MODELS[cfg.loss]
     check_names(f"option of loss {cfg.loss!r}", cfg.loss_options, loss.option_names())
     return loss(specs, **cfg.loss_options).to(cfg.device)
+
+
+def swap_flags(cfg: Config) -> str:
+    """The flags of this run with another loss."""
+    other = "next_observation" if cfg.loss == "none" else "none"
+    swapped = dataclasses.replace(cfg, loss=other, loss_options={}, reward_weights={}, run_dir=None, resume=None,
+                                  overwrite=False)
+    named = ("task", "algorithm", "loss") + (("preset",) if cfg.preset != Config.preset else ())
+    return " ".join(as_flags(swapped, Config(**overrides(cfg.algorithm, cfg.preset)), always=named))
 
 
 def main() -> None:
@@ -128,8 +126,7 @@ def main() -> None:
         trainer.load_state_dict(run.state)
     with run:
         trainer.train()
-        run.conclude(trainer, video=cfg.video, module="recipes.cooperative",
-                     swap=f"--task {cfg.task} --algorithm {cfg.algorithm} --loss next_observation")
+        run.conclude(trainer, video=cfg.video, module="recipes.cooperative", swap=swap_flags(cfg))
     distributed.stop()
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from suite.config import Options, check_choice, check_positive
+from suite.config import Options
 
 
 @dataclass(frozen=True)
@@ -153,24 +153,8 @@ class Config:
     compile: bool = False
     """Compile policy and update."""
     cuda_graphs: bool = False
-    """With compile on a GPU: capture the compiled parts in CUDA graphs."""
+    """With compile on a GPU: capture the compiled losses in CUDA graphs."""
     autocast: bool = False
     """Losses in bfloat16 autocast."""
     fast_collector: bool = True
     """False collects with TorchRL's own Collector (same batches, slower; its runs cannot be resumed)."""
-
-
-def check_config(cfg: Config) -> None:
-    """ValueError for a number or a word that no task could work with, naming what is allowed."""
-    for name, kind in get_type_hints(Config).items():
-        if get_origin(kind) is Literal:
-            check_choice(name, getattr(cfg, name), get_args(kind))
-    numbers = ("frames", "steps", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatch_size", "clip", "value_clip",
-               "n_step", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames", "eval_episodes",
-               "keep_checkpoints", "threads")
-    check_positive({name: getattr(cfg, name) for name in numbers})
-    numbers = ("actor_recurrent_dim", "critic_recurrent_dim", "entropy_coef", "warmup", "tau", "exploration_start",
-               "exploration_end", "evaluations", "checkpoint_every")
-    check_positive({name: getattr(cfg, name) for name in numbers}, zero=True)
-    for name in {"num_envs", "device", "seed", "max_steps", "truncate"} & cfg.task_options.keys():
-        raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")

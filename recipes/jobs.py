@@ -12,7 +12,10 @@ from pathlib import Path
 from tensordict.nn import TensorDictModule
 
 from envs import make_env
+from recipes.cooperative import configure
+from recipes.cooperative_config import Config
 from recipes.tables import TABLES
+from suite.config import parse_cli
 from suite.evaluate import Evaluator
 from suite.report import Evaluation, append_rows, file_name, read_cell
 from suite.run import stored_run
@@ -78,9 +81,11 @@ def run_job(job: Job) -> str:
     return f"{job.row} {job.task} seed {job.seed}: done"
 
 
-def random_return(task: str) -> float:
+def random_return(table: str, task: str) -> float:
     """Mean return of uniformly random actions over 256 episodes: the zero of normalised scores."""
-    env = make_env(task, num_envs=256, seed=0)
+    flags = TABLES[table].flags(next(iter(TABLES[table].rows)), task)
+    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset"), prog="", args=flags)
+    env = make_env(task, num_envs=256, seed=0, max_steps=cfg.max_steps, **cfg.task_options)
     action = env.full_action_spec[ACTION]
     policy = TensorDictModule(lambda observation: action.rand(), in_keys=[OBSERVATION], out_keys=[ACTION])
     return Evaluator(env, policy, seed=0).play(deterministic=False)["return"]

@@ -6,7 +6,7 @@ interface into preallocated storage; TorchRL's serves any EnvBase and any policy
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,19 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 
 from suite.modules.lowered import Lowered
 from suite.modules.policies import hidden_shapes
-from suite.specs import GROUP, IS_INIT, REWARD
+from suite.specs import GROUP, HIDDEN, IS_INIT, REWARD
 
 DONE_KEYS = ("done", "terminated", "truncated")
 
 
 def make_collector(env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
-                   fast: bool = True, compile: bool = False) -> FastCollector | StockCollector:
+                   fast: bool = True, compile: dict[str, Any] | None = None,
+                   keep: Sequence[NestedKey] = ()) -> FastCollector | StockCollector:
     """A collector of batches of ``steps`` steps of all environments, ``total_frames`` frames in all."""
     if fast:
-        return FastCollector(env, policy, steps=steps, total_frames=total_frames, compile=compile)
+        return FastCollector(env, policy, steps=steps, total_frames=total_frames, compile=compile, keep=keep)
     n, transforms = env.batch_size[0], [InitTracker()]
-    if shapes := hidden_shapes(policy, env.n_agents):
+    if shapes := hidden_shapes(policy):
         primers = Composite({}, shape=(n,))
         for key, shape in shapes.items():
             primers[key] = Unbounded((n, *shape), device=env.device)
@@ -54,23 +55,24 @@ class FastCollector:
     """Steps an environment with a policy and yields batches [N, T]; the storage is reused, so copy what you keep.
 
     The environment must offer ``reset_tensors(mask)`` and ``step_tensors(actions)``. Iteration ends once
-    ``total_frames`` frames were collected; `load_state_dict` resumes to the last bit.
+    ``total_frames`` frames were collected; `load_state_dict` resumes to the last bit. Of what the policy writes,
+    distribution parameters are stored only if ``keep`` names them.
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, steps: int, total_frames: int,
-                 compile: bool = False):
+                 compile: dict[str, Any] | None = None, keep: Sequence[NestedKey] = ()):
         self.env, self.policy, self.steps, self.total_frames = env, policy, steps, total_frames
         lowered = Lowered(policy)
         # compiled code draws its random numbers in another way, so its actions differ from the eager ones
-        self.act = torch.compile(lowered) if compile else lowered
+        self.act = lowered if compile is None else torch.compile(lowered, **compile)
         self.frames_per_batch = steps * env.num_envs
         self.frames = 0
-        self.carried = hidden_shapes(policy, env.n_agents)
+        self.carried = hidden_shapes(policy)
         self.observed = list(env.observation_spec.keys(True, True))
-        written = [key for key in policy.out_keys if key not in {("next", *k) for k in self.carried}]
+        written = [key for key in policy.out_keys if key[0] != "next"]
         self.stored = [*self.observed, *self.carried, *written, IS_INIT]
         self.returned = [*self.observed, REWARD, *DONE_KEYS]
-        self.skipped = {key for key in written if key[-1] in ("logits", "loc", "scale")}
+        self.skipped = {key for key in written if key[-1] in ("logits", "loc", "scale") and key not in keep}
         self.stored = [key for key in self.stored if key not in self.skipped]
         self.actions = list(env.action_keys)
         self.current: dict[NestedKey, Tensor] | None = None
@@ -94,6 +96,8 @@ class FastCollector:
                 buffer[:, t] = tensors[key]
             for key, buffer in self.after:
                 buffer[:, t] = out[key]
+            for key, buffer in self.handed_on:
+                buffer[:, t] = tensors[key]
             self._advance(tensors, out)
         self.frames += self.frames_per_batch
         return self._batch()
@@ -114,7 +118,8 @@ class FastCollector:
         else:
             self.current = {key: out[key] for key in self.observed}
         for key in self.carried:
-            self.current[key] = tensors["next", *key].masked_fill(done.unsqueeze(-1), 0.0)
+            value = tensors[_next(key)]
+            self.current[key] = value.masked_fill(done.view(-1, *[1] * (value.ndim - 1)), 0)
         self.current[IS_INIT] = done
 
     def _allocate(self, tensors: dict[NestedKey, Tensor], out: dict[NestedKey, Tensor]) -> None:
@@ -125,9 +130,9 @@ class FastCollector:
 
         self.now = [(key, empty(tensors[key])) for key in self.stored]
         self.after = [(key, empty(out[key])) for key in self.returned]
-        self.storage = dict(self.now) | {
-            ("next", *([key] if isinstance(key, str) else key)): x for key, x in self.after
-        }
+        # what a critic or an encoder may read at the next observation; the actor's own state is large and not needed
+        self.handed_on = [(_next(key), empty(tensors[_next(key)])) for key in self.carried if key != HIDDEN]
+        self.storage = dict(self.now) | {_next(key): x for key, x in self.after} | dict(self.handed_on)
 
     def _batch(self) -> TensorDictBase:
         n, steps, agents = self.env.num_envs, self.steps, self.env.n_agents
@@ -167,6 +172,10 @@ class FastCollector:
         self.frames = state["frames"]
 
 
+def _next(key: NestedKey) -> NestedKey:
+    return ("next", key) if isinstance(key, str) else ("next", *key)
+
+
 def _text(key: NestedKey) -> str:
     return key if isinstance(key, str) else "/".join(key)
 
@@ -184,6 +193,7 @@ class EpisodeStatistics:
         done = batch["next", "done"]
         if self.open is None:
             self.open = reward.new_zeros(len(reward), 2)
+        self.open = self.open.to(reward.device)  # a loaded state comes from the CPU
         total = self.open.unsqueeze(1) + torch.stack([reward, torch.ones_like(reward)], -1).cumsum(1)  # [N, T, 2]
         # what had been summed up when the row's previous episode ended: the latest `total` at a done before each step
         index = torch.arange(reward.shape[1], device=reward.device).unsqueeze(-1)

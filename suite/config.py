@@ -85,6 +85,24 @@ def as_plain(config: Any) -> dict[str, Any]:
     return plain({field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
 
 
+def as_flags(config: Any, default: Any, *, always: Iterable[str] = ()) -> list[str]:
+    """The command line that makes ``config`` out of ``default``."""
+    words = []
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        if value == getattr(default, field.name) and field.name not in always:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            words += [flag, *(f"{name}={item}" for name, item in value.items())]
+        elif isinstance(value, (list, tuple)):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
 def from_plain(config: type[T], data: Mapping[str, Any]) -> T:
     """The config back from plain data; ValueError for a field that does not exist (any more)."""
     fields = {field.name: field for field in dataclasses.fields(config)}

@@ -14,8 +14,30 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 
-@dataclass
-class Minibatches:
+class DataSource:
+    """Base: what every update's ``data`` offers. Sources without memory keep these defaults."""
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield minibatches with ``keys`` (a source may hand over more)."""
+        raise NotImplementedError
+
+    def with_epochs(self, epochs: int) -> DataSource:
+        """The same source with another number of passes."""
+        raise NotImplementedError
+
+    def extend(self, batch: TensorDictBase) -> None:
+        """Take in a batch [N, T]; the trainer calls it once per batch, before the updates."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+
+
+@dataclass(eq=False)
+class Minibatches(DataSource):
     """Every frame of the batch once per epoch, in random order, ``size`` frames at a time (None: the whole batch).
 
     The last, smaller minibatch is used too. One permuted copy is made per epoch; minibatches are views of it.
@@ -41,8 +63,8 @@ class Minibatches:
                 yield from frames[torch.randperm(len(frames), device=frames.device)].split(self.size)
 
 
-@dataclass
-class Sequences:
+@dataclass(eq=False)
+class Sequences(DataSource):
     """Whole environment rows [rows, T], for recurrent networks; every row once per epoch, in random order.
 
     ``size`` is given in frames, like that of `Minibatches`, and rounded to at least one row.
@@ -71,7 +93,7 @@ class Sequences:
                     yield chosen[index]
 
 
-class Replay:
+class Replay(DataSource):
     """Uniform samples of a ring buffer of the last ``capacity`` frames, once it holds ``warmup`` of them.
 
     The trainer extends the buffer with each batch before the updates; several updates may share one `Replay`.
@@ -85,8 +107,8 @@ class Replay:
         self.capacity, self.steps, self.warmup, self.keys = capacity, steps, warmup, list(keys)
 
     def with_epochs(self, epochs: int) -> Replay:
-        """Itself: the number of samples per batch belongs to the buffer's settings."""
-        return self
+        """A view of the same buffer with ``epochs`` times the samples per batch."""
+        return ReplayView(self, self.steps * epochs)
 
     def extend(self, batch: TensorDictBase) -> None:
         """Append all frames of a batch [N, T], time by time, so that the oldest frames leave first."""
@@ -95,7 +117,11 @@ class Replay:
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield ``steps`` samples of ``size`` frames, or none during the warm-up."""
-        for _ in range(self.steps if len(self.buffer) >= self.warmup else 0):
+        yield from self.samples(self.steps)
+
+    def samples(self, steps: int) -> Iterator[TensorDictBase]:
+        """Yield ``steps`` samples, or none during the warm-up."""
+        for _ in range(steps if len(self.buffer) >= self.warmup else 0):
             yield self.buffer.sample()
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,3 +143,18 @@ class Replay:
 def _check(epochs: int, size: int | None) -> None:
     if epochs < 1 or (size is not None and size < 1):
         raise ValueError(f"epochs and size must be positive, got {epochs}, {size}")
+
+
+class ReplayView(DataSource):
+    """Samples of another source's buffer, which alone extends and saves it."""
+
+    def __init__(self, replay: Replay, steps: int):
+        self.replay, self.steps = replay, steps
+
+    def with_epochs(self, epochs: int) -> ReplayView:
+        """Another number of samples of the same buffer."""
+        return ReplayView(self.replay, self.replay.steps * epochs)
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield ``steps`` samples, or none during the warm-up."""
+        yield from self.replay.samples(self.steps)

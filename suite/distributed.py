@@ -63,17 +63,20 @@ def average(x: Tensor) -> Tensor:
     return x / world_size()
 
 
-def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, int]:
-    """Mean, unbiased variance and number of elements over ``dims`` and all processes."""
-    count = x.numel() // max(1, x.mean(tuple(dims)).numel())
-    if world_size() == 1:
-        return x.mean(tuple(dims)), x.var(tuple(dims)), count
-    x64 = x.double()  # squares of large means cancel in float32
-    sums = torch.stack([x64.sum(tuple(dims)), x64.square().sum(tuple(dims))])
-    dist.all_reduce(sums)
-    count *= world_size()
+def moments(x: Tensor, dims: Sequence[int], mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, unbiased variance and number of elements over ``dims`` and all processes.
+
+    ``mask`` (bool, broadcastable) leaves out the elements where it is False. A single element has variance 0.
+    """
+    dims = tuple(dims)
+    weight = torch.ones_like(x, dtype=torch.float64) if mask is None else mask.expand_as(x).double()
+    exact = x.double()  # squares of large means cancel in float32
+    sums = torch.stack([(weight * exact).sum(dims), (weight * exact.square()).sum(dims), weight.sum(dims)])
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    count = sums[2].clamp_min(1)
     mean = sums[0] / count
-    var = (sums[1] / count - mean.square()).clamp_min(0) * count / (count - 1)
+    var = (sums[1] / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)
     return mean.to(x.dtype), var.to(x.dtype), count
 
 

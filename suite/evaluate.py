@@ -24,7 +24,8 @@ class Evaluator:
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, seed: int):
         self.env, self.lowered, self.seed = env, Lowered(policy), seed
-        self.hidden = hidden_shapes(policy, env.n_agents)
+        self.hidden = hidden_shapes(policy)
+        self.start = env.state_dict()  # some simulators remember earlier episodes
 
     def __call__(self) -> dict[str, float]:
         """Mean return (over agents and episodes) of sampled and of greedy actions, and the episode length."""
@@ -39,6 +40,7 @@ class Evaluator:
         devices = [self.env.device] if self.env.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
+            self.env.load_state_dict(self.start)
             self.env.set_seed(self.seed)
             return self._play(deterministic, frames, size)
 
@@ -62,7 +64,9 @@ class Evaluator:
             if frames is not None and not running[0]:
                 break
             current = {key: out[key] for key in current if key in out}
-            current |= {key: tensors["next", *key] for key in self.hidden} | {IS_INIT: torch.zeros_like(out["done"])}
+            current |= {
+                key: tensors[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.hidden
+            } | {IS_INIT: torch.zeros_like(out["done"])}
         return {"return": total.mean().item(), "length": length.mean().item()}
 
     def video(self, path: str | Path, *, size: tuple[int, int] | None = None, seconds_per_frame: float = 0.05) -> Path:

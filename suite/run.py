@@ -209,7 +209,9 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The git commit of the source tree, marked if it was changed; 'unknown' outside a checkout."""
     try:
-        return _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
+        return _git("rev-parse", "--short", "HEAD") + (
+            "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

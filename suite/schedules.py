@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from suite.trainer import Update
+from suite.update import Update
 
 
 class LinearDecay:
-    """Multiplies every learning rate by 1 - frames / total_frames; call it with each batch (``refresh``)."""
+    """Multiplies every learning rate of some updates by 1 - frames / total_frames, before each iteration.
 
-    def __init__(self, collector: Any, updates: Sequence[Update]):
-        self.collector, self.updates = collector, updates
+    Extending a finished run stretches the decay over the new total.
+    """
+
+    def __init__(self, updates: Sequence[Update]):
+        self.updates = updates
         for group in self._groups():
             group["initial_lr"] = group["lr"]
 
@@ -25,8 +28,7 @@ class LinearDecay:
             for group in optimizer.param_groups
         ]
 
-    def __call__(self, batch: Any) -> None:
-        """Set the rates for the next iteration."""
-        left = max(0.0, 1 - self.collector.frames / self.collector.total_frames)
+    def __call__(self, progress: float) -> None:
+        """Set the rates for an iteration that begins after this share of the frames."""
         for group in self._groups():
-            group["lr"] = group["initial_lr"] * left
+            group["lr"] = group["initial_lr"] * (1 - progress)

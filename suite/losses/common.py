@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from suite.trainer import Update
+from suite.update import Update
 
 
 class Loss(LossModule):
@@ -23,6 +23,7 @@ class Loss(LossModule):
         in_keys: what `forward` reads; a data source hands over nothing else.
         encoders: TensorDictModules to run, in order, before actor and critic.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
+        reward_keys: what `reward_terms` reads of the policy's distribution parameters, which are else not stored.
         reward_weights: default weight of each reward term.
     """
 
@@ -32,6 +33,7 @@ class Loss(LossModule):
         self.out_keys: list = []  # names are known after a forward pass only; printing a LossModule needs the list
         self.encoders: list = []
         self.features: dict[NestedKey, int] = {}
+        self.reward_keys: list[NestedKey] = []
         self.reward_weights: dict[str, float] = {}
 
     def reward_terms(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -46,6 +48,10 @@ class Loss(LossModule):
         """Names of the constructor's options, all keyword-only."""
         parameters = inspect.signature(cls.__init__).parameters.values()
         return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+    def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
+        """{part: trainable parameters}: what gets an optimiser and a gradient clipping of its own."""
+        return {part: [param for param in self.parameters() if param.requires_grad]}
 
     def updates(self, name: str, data: Callable, **optimisation: Any) -> list[Update]:
         """The updates that train this loss: by default one, on the recipe's data with the recipe's optimiser.

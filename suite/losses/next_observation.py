@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from suite.losses.common import Loss
 from suite.modules.networks import mlp
 from suite.specs import ACTION, GROUP, OBSERVATION, Specs
-from suite.trainer import Update
+from suite.update import Update
 
 LATENT = (GROUP, "latent")
 NEXT_OBSERVATION = ("next", *OBSERVATION)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
 from torchrl.objectives import DDPGLoss, QMixerLoss, ValueEstimators
 
 from suite.losses.common import Loss
@@ -73,6 +74,11 @@ class MADDPGLoss(OffPolicyLoss):
         self.td.set_keys(state_action_value=STATE_ACTION_VALUE, reward=REWARD, done=DONE, terminated=TERMINATED)
         self.td.make_value_estimator(ValueEstimators.TD0, gamma=gamma)
         self.in_keys = [*self.inputs, ACTION, *map(_next, [*self.inputs, REWARD, DONE, TERMINATED])]
+
+    def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
+        """Actor and critic apart."""
+        return {"actor": list(self.td.actor_network_params.parameters()),
+                "critic": list(self.td.value_network_params.parameters())}
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_value``, ``loss_actor`` and the mean value."""

@@ -100,7 +100,11 @@ class ValueLoss(Loss):
             error = (value - target).square()
         else:
             error = clipped_value_error(value, minibatch[VALUE], target, clip=self.clip)
-        loss = masked_mean(error, minibatch[self.mask].unsqueeze(-1) if self.mask else None)
+        alive = minibatch[self.mask].unsqueeze(-1) if self.mask else None
+        loss = masked_mean(error, alive)
         with torch.no_grad():
-            explained = 1 - (target - value).var() / target.var().clamp_min(1e-8)
+            spread = masked_mean((target - masked_mean(target, alive)).square(), alive)
+            residual = target - value
+            unexplained = masked_mean((residual - masked_mean(residual, alive)).square(), alive)
+            explained = 1 - unexplained / spread.clamp_min(1e-8)
         return TensorDict({"loss_value": loss, "explained_variance": explained})

@@ -11,7 +11,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
@@ -37,11 +37,12 @@ class Returns(ValueEstimatorBase):
             each iteration (`step_target`).
         standardize_reward: subtract the running mean and divide by the running standard deviation, updated with the
             batch first (EPyMARL, without epsilon).
+        mask: key of a bool [N, T, A]; agents where it is False count in no statistic.
     """
 
     def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Literal["gae", "nstep"], gamma: float,
                  lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
-                 standardize_reward: bool = False):
+                 standardize_reward: bool = False, mask: NestedKey | None = None):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
         super().__init__(value_network=critic)
         self.set_keys(
@@ -55,6 +56,7 @@ class Returns(ValueEstimatorBase):
             normalize,
             target_tau,
         )
+        self.mask = mask
         self.critic_keys = list(critic.in_keys)
         self.recurrent = CRITIC_HIDDEN in self.critic_keys
         self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch
@@ -68,7 +70,7 @@ class Returns(ValueEstimatorBase):
         """Estimate for a batch [N, T]; parameters are the critic's own."""
         reward, done, terminated = (tensordict["next", *key] for key in (REWARD, DONE, TERMINATED))
         if self.reward_moments is not None:
-            self.reward_moments.update(reward)
+            self.reward_moments.update(reward, self._alive(tensordict))
             reward = (reward - self.reward_moments.mean) / self.reward_moments.var.sqrt()
         value, next_value = self._values(tensordict)
         if self.kind == "gae":
@@ -77,7 +79,7 @@ class Returns(ValueEstimatorBase):
             target = nstep_returns(reward, next_value, done, terminated, gamma=self.gamma, n=self.n)
             advantage = target - value
         tensordict[VALUE], tensordict[VALUE_TARGET] = value, target
-        tensordict[ADVANTAGE] = self._normalized(advantage)
+        tensordict[ADVANTAGE] = self._normalized(advantage, self._alive(tensordict))
         return tensordict
 
     def step_target(self, batch: TensorDictBase) -> None:
@@ -108,7 +110,7 @@ class Returns(ValueEstimatorBase):
         if start is None:
             trunk = lowered.steps[-1].module.trunk
             start = batch["next", *REWARD].new_zeros(n, trunk.assemble.rows, trunk.gru.hidden_dim)
-        hidden = start.unsqueeze(1).expand(-1, steps, -1, -1)
+        hidden = start.to(batch.device).unsqueeze(1).expand(-1, steps, -1, -1)
         if name == "critic":
             batch[CRITIC_HIDDEN] = hidden
         out = lowered(now | {CRITIC_HIDDEN: hidden, IS_INIT: batch[IS_INIT]})
@@ -118,11 +120,14 @@ class Returns(ValueEstimatorBase):
         single |= {CRITIC_HIDDEN: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}
         return out[VALUE], lowered(single)[VALUE].unflatten(0, (n, steps))
 
-    def _normalized(self, advantage: Tensor) -> Tensor:
+    def _alive(self, batch: TensorDictBase) -> Tensor | None:
+        return None if self.mask is None else batch[self.mask].unsqueeze(-1)
+
+    def _normalized(self, advantage: Tensor, alive: Tensor | None) -> Tensor:
         if self.normalize == "none":
             return advantage
         dims = (0, 1, 2, 3) if self.normalize == "batch" else (0, 1, 3)
-        mean, var, _ = distributed.moments(advantage, dims)
+        mean, var, _ = distributed.moments(advantage, dims, alive)
         if self.normalize == "agent":
             mean, var = mean.unsqueeze(-1), var.unsqueeze(-1)
         return (advantage - mean) / (var.sqrt() + 1e-8)

@@ -25,10 +25,12 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Take in a batch [..., *shape]."""
+    def update(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Take in a batch [..., *shape]; ``mask`` (bool, broadcastable to x) leaves elements out."""
         rows = x.reshape(-1, *self.mean.shape)
-        mean, var, n = distributed.moments(rows, (0,))
+        kept = None if mask is None else mask.expand_as(x).reshape(rows.shape)
+        mean, var, counts = distributed.moments(rows, (0,), kept)
+        n = counts.flatten()[0]  # a mask leaves out whole rows
         total = self.count + n
         delta = mean - self.mean
         self.mean.copy_(self.mean + delta * (n / total))

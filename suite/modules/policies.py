@@ -50,6 +50,7 @@ class ActorNetwork(nn.Module):
         super().__init__()
         self.trunk, self.num_inputs, self.has_mask = trunk, num_inputs, specs.has_mask and specs.discrete
         self.discrete, self.state_dependent_scale = specs.discrete, state_dependent_scale
+        self.carried = {HIDDEN: (trunk.assemble.rows, trunk.gru.hidden_dim)} if trunk.gru is not None else {}
         both = not specs.discrete and state_dependent_scale
         self.out = linear(trunk.width, specs.action_dim * (1 + both), index, init=init, gain=0.01)
         if not specs.discrete and not state_dependent_scale:
@@ -153,10 +154,11 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
     return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
 
 
-def hidden_shapes(module: nn.Module, n_agents: int) -> dict[NestedKey, tuple[int, ...]]:
-    """Shapes without the env dimension of the recurrent states that a policy carries from step to step."""
-    shapes = {}
-    for part in module.modules():
-        if type(part) is TensorDictModule and HIDDEN in part.in_keys:  # not a sequence around it
-            shapes[HIDDEN] = (n_agents, part.module.trunk.gru.hidden_dim)
-    return shapes
+def hidden_shapes(policy: nn.Module) -> dict[NestedKey, tuple[int, ...]]:
+    """Shapes without the env dimension of what a policy carries from one step to the next.
+
+    A module that reads a key and writes ("next", key), or lets a later module write it, declares it in ``carried``
+    {key: shape}; collectors hand the value on, with zeros at the start of an episode.
+    """
+    plain = [part for part in policy.modules() if type(part) is TensorDictModule]
+    return {key: shape for part in plain for key, shape in getattr(part.module, "carried", {}).items()}

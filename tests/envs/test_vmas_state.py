@@ -114,3 +114,28 @@ def test_random_state_on_cuda():
     random.seed(0)
     with random.swapped_in():
         assert torch.equal(torch.rand(3, device=device), first)
+
+
+def test_a_store_of_initial_states_serves_many_partial_resets(monkeypatch):
+    env = make_env("vmas/navigation", num_envs=4, seed=0)
+    env.reset_tensors()
+    calls, reset = [], env.scenario.env_reset_world_at
+    monkeypatch.setattr(env.scenario, "env_reset_world_at", lambda index: (calls.append(index), reset(index)))
+    seen = [env.reset_tensors(torch.arange(4) == row)[("agents", "observation")][row] for row in (0, 1, 2, 3, 1, 1, 0)]
+    # rows 0-3 from one draw of all rows; row 1 again: a second draw; row 1 a third time: a third, which serves row 0
+    assert len(calls) == 3
+    assert all(not torch.equal(a, b) for k, a in enumerate(seen) for b in seen[:k])
+
+
+def test_the_store_is_part_of_the_state_and_a_new_seed_empties_it():
+    one, two = make_env("vmas/balance", num_envs=4, seed=0), make_env("vmas/balance", num_envs=4, seed=9)
+    first = torch.tensor([True, False, False, False])
+    for env in (one, two):
+        env.reset_tensors()
+        env.reset_tensors(first)
+    two.load_state_dict(one.state_dict())
+    second = ~first
+    key = ("agents", "observation")
+    assert torch.equal(one.reset_tensors(second)[key], two.reset_tensors(second)[key])
+    one.set_seed(3), two.set_seed(3)
+    assert torch.equal(one.reset_tensors(second)[key], two.reset_tensors(second)[key])

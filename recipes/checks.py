@@ -1,0 +1,83 @@
+"""What the cooperative recipe refuses before training, with what is allowed."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from recipes.cooperative_config import Config
+from recipes.presets import ALGORITHMS
+from suite.config import check_choice, check_positive
+from suite.specs import Specs
+
+# fields that only one kind of algorithm reads; giving them to the other is refused, not ignored
+ON_POLICY = ("gae_lambda", "returns", "n_step", "normalize_advantage", "standardize_reward", "target_tau", "epochs",
+             "recompute_advantage", "clip", "value_clip", "value_loss", "entropy_coef", "head", "state_dependent_scale")
+OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "mixer_dim", "exploration_start", "exploration_end",
+              "exploration_frames")
+
+
+def check_config(cfg: Config) -> None:
+    """ValueError for a number or a word that no task could work with, naming what is allowed."""
+    for name, kind in get_type_hints(Config).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(cfg, name), get_args(kind))
+    numbers = ("frames", "steps", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatch_size", "clip", "value_clip",
+               "n_step", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames", "eval_episodes",
+               "keep_checkpoints", "threads")
+    check_positive({name: getattr(cfg, name) for name in numbers})
+    numbers = ("actor_recurrent_dim", "critic_recurrent_dim", "entropy_coef", "warmup", "tau", "exploration_start",
+               "exploration_end", "evaluations", "checkpoint_every")
+    check_positive({name: getattr(cfg, name) for name in numbers}, zero=True)
+    for name in ("gamma", "gae_lambda", "tau", "target_tau"):
+        if (value := getattr(cfg, name)) is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    for name in ("actor_cells", "critic_cells"):
+        check_positive(dict.fromkeys([name], min(getattr(cfg, name), default=1)))
+    for name, weight in cfg.reward_weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ValueError(f"the weight of reward term {name!r} must be a number, got {weight!r}")
+    if cfg.exploration_end > cfg.exploration_start:
+        raise ValueError(f"exploration falls from exploration_start {cfg.exploration_start} to exploration_end "
+                         f"{cfg.exploration_end}, which must not be larger")
+    if cfg.cuda_graphs and not (cfg.compile and cfg.device.startswith("cuda")):
+        raise ValueError("--cuda-graphs needs --compile and a CUDA device")
+    if cfg.compile and not cfg.fast_collector:
+        raise ValueError("--compile needs the fast collector")
+    for name in {"num_envs", "device", "seed", "max_steps", "truncate"} & cfg.task_options.keys():
+        raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
+
+
+def check_used(cfg: Config, default: Config, *, off_policy: bool) -> None:
+    """ValueError if a field that the algorithm does not read differs from its default."""
+    for name in ON_POLICY if off_policy else OFF_POLICY:
+        if getattr(cfg, name) != getattr(default, name):
+            raise ValueError(f"algorithm {cfg.algorithm!r} does not use {name}: leave it at {getattr(default, name)!r}")
+
+
+def validate(cfg: Config, specs: Specs, batch: int) -> None:
+    """Refuse what cannot work, before training, with what is allowed."""
+    kind = "discrete" if specs.discrete else "continuous"
+    supported = ALGORITHMS[cfg.algorithm][2]
+    if supported not in ("any", kind):
+        fitting = sorted(name for name, (*_, actions) in ALGORITHMS.items() if actions in ("any", kind))
+        raise ValueError(f"algorithm {cfg.algorithm!r} needs {supported} actions, but {cfg.task!r} has {kind} ones "
+                         f"(vmas: --task-options continuous_actions={supported == 'continuous'}); "
+                         f"algorithms for {kind} actions: {fitting}")
+    off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
+    if off_policy and specs.alive:
+        raise ValueError(f"{cfg.algorithm!r} cannot learn tasks whose agents leave early, such as {cfg.task!r}; "
+                         f"use mappo, ippo, maa2c or ia2c")
+    if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
+        raise ValueError(
+            f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)"
+        )
+    if off_policy and (cfg.actor_recurrent_dim or cfg.critic_recurrent_dim):
+        raise ValueError(
+            f"{cfg.algorithm!r} has no recurrent networks; set actor_recurrent_dim and critic_recurrent_dim to 0"
+        )
+    if off_policy and not (cfg.minibatch_size or math.inf) <= cfg.warmup <= cfg.buffer_size:
+        raise ValueError(f"{cfg.algorithm!r} needs minibatch_size <= warmup <= buffer_size, got {cfg.minibatch_size}, "
+                         f"{cfg.warmup}, {cfg.buffer_size}")
+    if cfg.resume and not cfg.fast_collector:
+        raise ValueError("fast_collector=False cannot be resumed: TorchRL's collector does not save open episodes")

@@ -1,0 +1,137 @@
+"""An update: losses that see the same data, one optimiser per network, one backward pass per minibatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from suite import distributed
+from suite.data import DataSource
+
+
+class Update:
+    """Losses that see the same data, each with an optimiser of its own; one backward pass per minibatch.
+
+    Args:
+        name: prefix of its metrics.
+        losses: {part: loss or list of losses}; a part has one optimiser and one gradient clipping.
+        data: callable (batch, keys) -> minibatches; see `suite.data`.
+        optimizer: function of a list of parameters, or {part: function}.
+        max_grad_norm: clipping per part; None does not clip.
+        every: run only at every that many iterations.
+        targets: objects with ``step()``, called after each optimiser step (soft or hard target updates).
+        compile: options of ``torch.compile`` for the losses' forward pass; None runs it eagerly.
+        autocast: dtype of autocast in the losses; None for none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        losses: dict[str, Any],
+        data: DataSource,
+        *,
+        optimizer: Callable | dict[str, Callable],
+        max_grad_norm: float | None,
+        every: int = 1,
+        targets: Sequence = (),
+        compile: dict[str, Any] | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        self.name, self.data, self.max_grad_norm, self.every, self.targets = name, data, max_grad_norm, every, targets
+        self.parts = {
+            part: list(group) if isinstance(group, (list, tuple)) else [group] for part, group in losses.items()
+        }
+        self.losses = [loss for group in self.parts.values() for loss in group]
+        self.keys = list(dict.fromkeys(key for loss in self.losses for key in loss.in_keys))
+        self.params = _owned(self.parts)
+        make = optimizer if isinstance(optimizer, dict) else dict.fromkeys(self.params, optimizer)
+        self.optimizers = {part: make[part](params) for part, params in self.params.items() if params}
+        self.autocast = autocast
+        self.device_type = next((p.device.type for group in self.params.values() for p in group), "cpu")
+        self.compute = self._compute if compile is None else torch.compile(self._compute, **compile)
+
+    def run(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """All minibatches of one iteration; mean metrics as 0-d tensors, named ``update/metric``."""
+        if not self.optimizers:
+            return {}
+        steps = [self.step(minibatch) for minibatch in self.data(batch, self.keys)]
+        keys = dict.fromkeys(key for step in steps for key in step)
+        return {f"{self.name}/{key}": torch.stack([s[key] for s in steps if key in s]).mean() for key in keys}
+
+    def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
+        """One optimiser step of every part; no host synchronisation."""
+        with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
+            total, metrics = self.compute(minibatch)
+        out = {key: value.clone() for key, value in metrics.items()}  # a captured graph overwrites its outputs
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        for part, optimizer in self.optimizers.items():
+            distributed.average_gradients(self.params[part])
+            norm = nn.utils.clip_grad_norm_(self.params[part], self.max_grad_norm or math.inf)
+            out["grad_norm" if len(self.optimizers) == 1 else f"grad_norm_{part}"] = norm
+            optimizer.step()
+        for target in self.targets:
+            target.step()
+        return out
+
+    def _compute(self, minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        total, out = 0.0, {}
+        for part, group in self.parts.items():
+            for loss in group:
+                for key, value in loss(minibatch).items():
+                    if key.startswith("loss_"):
+                        total = total + value
+                    name = key if key not in out else f"{key}_{part}"
+                    assert name not in out, (
+                        f"update {self.name!r} has two metrics {name!r}: give its losses other parts"
+                    )
+                    out[name] = value.detach().float().mean()
+        return total, out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses, with their targets and buffers, and optimisers."""
+        return {"losses": [dict(loss.state_dict()) for loss in self.losses],
+                "optimizers": {part: optimizer.state_dict() for part, optimizer in self.optimizers.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        for loss, saved in zip(self.losses, state["losses"], strict=True):
+            loss.load_state_dict(saved)
+        for part, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][part])
+
+
+def check_ownership(updates: Sequence[Update], modules: Sequence[nn.Module]) -> None:
+    """ValueError if a parameter has two optimisers, or a trainable one of ``modules`` and the losses has none."""
+    owner: dict[nn.Parameter, tuple[str, Any]] = {}
+    for update in updates:
+        for part, optimizer in update.optimizers.items():
+            for param in update.params[part]:
+                name, other = owner.setdefault(param, (f"{update.name}/{part}", optimizer))
+                if other is not optimizer:
+                    raise ValueError(
+                        f"updates {name!r} and '{update.name}/{part}' train a parameter of shape "
+                        f"{tuple(param.shape)} with two optimizers: detach it, or put both losses in one part"
+                    )
+    trained = [*modules, *(loss for update in updates for loss in update.losses)]
+    for module in trained:
+        for name, param in module.named_parameters():
+            if param.requires_grad and param not in owner:
+                raise ValueError(f"no update trains parameter {name!r} of shape {tuple(param.shape)} in "
+                                 f"{type(module).__name__}: add its loss to an update, or freeze it")
+
+
+def _owned(parts: dict[str, list]) -> dict[str, list[nn.Parameter]]:
+    """{part: parameters}; a loss with several networks may name a part for each."""
+    owned: dict[str, dict[nn.Parameter, None]] = {}
+    for part, group in parts.items():
+        for loss in group:
+            for name, params in loss.networks(part).items():
+                owned.setdefault(name, {}).update(dict.fromkeys(params))
+    return {name: list(params) for name, params in owned.items()}
