@@ -35,8 +35,8 @@ def check_config(cfg: Config) -> None:
     for name in ("actor_cells", "critic_cells"):
         check_positive(dict.fromkeys([name], min(getattr(cfg, name), default=1)))
     for name, weight in cfg.reward_weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise ValueError(f"the weight of reward term {name!r} must be a number, got {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise ValueError(f"the weight of reward term {name!r} must be a finite number, got {weight!r}")
     if cfg.exploration_end > cfg.exploration_start:
         raise ValueError(f"exploration falls from exploration_start {cfg.exploration_start} to exploration_end "
                          f"{cfg.exploration_end}, which must not be larger")

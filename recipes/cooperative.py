@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
 
@@ -101,12 +102,12 @@ def make_loss(cfg: Config, specs: Specs):
 
 
 def swap_flags(cfg: Config) -> str:
-    """The flags of this run with another loss."""
+    """The flags of this run with another loss, quoted for a shell."""
     other = "next_observation" if cfg.loss == "none" else "none"
     swapped = dataclasses.replace(cfg, loss=other, loss_options={}, reward_weights={}, run_dir=None, resume=None,
                                   overwrite=False)
     named = ("task", "algorithm", "loss") + (("preset",) if cfg.preset != Config.preset else ())
-    return " ".join(as_flags(swapped, Config(**overrides(cfg.algorithm, cfg.preset)), always=named))
+    return shlex.join(as_flags(swapped, Config(**overrides(cfg.algorithm, cfg.preset)), always=named))
 
 
 def main() -> None:

@@ -28,9 +28,16 @@ def parse_options(words: list[str]) -> dict[str, Any]:
     return options
 
 
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """The words that `parse_options` reads as ``options``; a text that would be read as a literal is quoted."""
+    words = [f"{name}={value}" for name, value in options.items()]
+    same = [parse_options([word])[name] == value for word, (name, value) in zip(words, options.items(), strict=True)]
+    return [w if s else f"{name}={v!r}" for w, s, (name, v) in zip(words, same, options.items(), strict=True)]
+
+
 Options = Annotated[dict[str, Any], tyro.constructors.PrimitiveConstructorSpec(
     nargs="*", metavar="NAME=VALUE ...", instance_from_str=parse_options, is_instance=lambda x: isinstance(x, dict),
-    str_from_instance=lambda x: [f"{name}={value}" for name, value in x.items()])]
+    str_from_instance=lambda x: option_words(x))]
 
 
 def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, choosers: Iterable[str],
@@ -95,7 +102,7 @@ def as_flags(config: Any, default: Any, *, always: Iterable[str] = ()) -> list[s
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, dict):
-            words += [flag, *(f"{name}={item}" for name, item in value.items())]
+            words += [flag, *option_words(value)]
         elif isinstance(value, (list, tuple)):
             words += [flag, *map(str, value)]
         else:

@@ -25,6 +25,11 @@ class DataSource:
         """The same source with another number of passes."""
         raise NotImplementedError
 
+    @property
+    def owner(self) -> DataSource:
+        """The source that extends and saves what this one draws from."""
+        return self
+
     def extend(self, batch: TensorDictBase) -> None:
         """Take in a batch [N, T]; the trainer calls it once per batch, before the updates."""
 
@@ -106,7 +111,7 @@ class Replay(DataSource):
         self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device), batch_size=size)
         self.capacity, self.steps, self.warmup, self.keys = capacity, steps, warmup, list(keys)
 
-    def with_epochs(self, epochs: int) -> Replay:
+    def with_epochs(self, epochs: int) -> ReplayView:
         """A view of the same buffer with ``epochs`` times the samples per batch."""
         return ReplayView(self, self.steps * epochs)
 
@@ -150,6 +155,11 @@ class ReplayView(DataSource):
 
     def __init__(self, replay: Replay, steps: int):
         self.replay, self.steps = replay, steps
+
+    @property
+    def owner(self) -> Replay:
+        """The viewed buffer's source, also where no update has it as its data."""
+        return self.replay
 
     def with_epochs(self, epochs: int) -> ReplayView:
         """Another number of samples of the same buffer."""

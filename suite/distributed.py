@@ -74,10 +74,10 @@ def moments(x: Tensor, dims: Sequence[int], mask: Tensor | None = None) -> tuple
     sums = torch.stack([(weight * exact).sum(dims), (weight * exact.square()).sum(dims), weight.sum(dims)])
     if world_size() > 1:
         dist.all_reduce(sums)
-    count = sums[2].clamp_min(1)
+    count = sums[2].clamp_min(1)  # nothing left in: mean and variance 0
     mean = sums[0] / count
     var = (sums[1] / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)
-    return mean.to(x.dtype), var.to(x.dtype), count
+    return mean.to(x.dtype), var.to(x.dtype), sums[2]
 
 
 def broadcast(modules: Iterable[nn.Module]) -> None:

@@ -56,7 +56,7 @@ class Trainer:
     ):
         self.collector, self.policy, self.updates, self.losses = collector, policy, list(updates), list(losses)
         self.reward_weights, self.team_reward = reward_weights, team_reward
-        self.advantage, self.sources = advantage, list(dict.fromkeys(update.data for update in updates))
+        self.advantage, self.sources = advantage, list(dict.fromkeys(update.data.owner for update in updates))
         self.refresh, self.schedules, self.run, self.evaluate = list(refresh), list(schedules), run, evaluate
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.episodes = EpisodeStatistics()
@@ -103,9 +103,7 @@ class Trainer:
         """Everything that one batch [N, T] causes; metrics as 0-d tensors, without host synchronisation."""
         metrics = self.prepare(batch)
         for schedule in self.schedules:
-            schedule(
-                1 - (self.collector.total_frames - self.collector.frames + batch.numel()) / self.collector.total_frames
-            )
+            schedule((self.collector.frames - batch.numel()) / self.collector.total_frames)
         for update in self.updates:
             if self.iteration % update.every == 0:
                 metrics |= update.run(batch)

@@ -20,7 +20,7 @@ class Update:
     Args:
         name: prefix of its metrics.
         losses: {part: loss or list of losses}; a part has one optimiser and one gradient clipping.
-        data: callable (batch, keys) -> minibatches; see `suite.data`.
+        data: source of minibatches; see `suite.data`.
         optimizer: function of a list of parameters, or {part: function}.
         max_grad_norm: clipping per part; None does not clip.
         every: run only at every that many iterations.

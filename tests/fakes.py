@@ -7,10 +7,12 @@ from tensordict import TensorDict
 from torch import nn
 
 from suite.checkpoint import Checkpoints
+from suite.data import DataSource
 from suite.losses import Loss
 from suite.run import MemoryRun
 from suite.specs import GROUP, OBSERVATION
-from suite.trainer import Trainer, Update
+from suite.trainer import Trainer
+from suite.update import Update
 
 N, T, A = 3, 4, 2
 
@@ -80,8 +82,17 @@ class DiskRun(MemoryRun):
         self.checkpoints.save(state, iteration)
 
 
-def whole(batch, keys):
-    yield batch.select(*keys)
+class Whole(DataSource):
+    """The batch as it is, once."""
+
+    def __call__(self, batch, keys):
+        yield batch.select(*keys)
+
+    def with_epochs(self, epochs):
+        return self
+
+
+whole = Whole()
 
 
 def sgd(params):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
+from suite.data import DataSource
 from suite.update import Update
 
 
@@ -53,7 +54,7 @@ class Loss(LossModule):
         """{part: trainable parameters}: what gets an optimiser and a gradient clipping of its own."""
         return {part: [param for param in self.parameters() if param.requires_grad]}
 
-    def updates(self, name: str, data: Callable, **optimisation: Any) -> list[Update]:
+    def updates(self, name: str, data: DataSource, **optimisation: Any) -> list[Update]:
         """The updates that train this loss: by default one, on the recipe's data with the recipe's optimiser.
 
         A loss with optimisers, data or schedules of its own overrides this.

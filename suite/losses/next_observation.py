@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from suite.data import DataSource
 from suite.losses.common import Loss
 from suite.modules.networks import mlp
 from suite.specs import ACTION, GROUP, OBSERVATION, Specs
@@ -68,7 +68,7 @@ class NextObservationLoss(Loss):
         """``loss_prediction``."""
         return TensorDict({"loss_prediction": self.coef * self.error(minibatch).mean()})
 
-    def updates(self, name: str, data: Callable, **optimisation: Any) -> list[Update]:
+    def updates(self, name: str, data: DataSource, **optimisation: Any) -> list[Update]:
         """One update with Adam at the loss's own rate and its own number of epochs."""
         own = optimisation | {"optimizer": partial(torch.optim.Adam, lr=self.lr, fused=True)}
         return [Update(name, {name: self}, data.with_epochs(self.epochs), **own)]

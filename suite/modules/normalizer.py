@@ -26,7 +26,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Take in a batch [..., *shape]; ``mask`` (bool, broadcastable to x) leaves elements out."""
+        """Take in a batch [..., *shape]; ``mask`` (bool, broadcastable to x) leaves whole rows out."""
         rows = x.reshape(-1, *self.mean.shape)
         kept = None if mask is None else mask.expand_as(x).reshape(rows.shape)
         mean, var, counts = distributed.moments(rows, (0,), kept)

@@ -10,7 +10,7 @@ import torch
 from torchrl.record import CSVLogger
 
 from suite.collector import FastCollector
-from suite.trainer import Update
+from suite.update import Update
 
 moment, left, module = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 sys.argv = [module, *sys.argv[4:]]

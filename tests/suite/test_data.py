@@ -65,7 +65,8 @@ def test_minibatches_are_in_a_new_random_order_each_epoch():
 def test_with_epochs_leaves_the_source_alone():
     for cls in (Minibatches, Sequences):
         source = cls(4, 10)
-        assert source.with_epochs(1) == cls(1, 10) and source == cls(4, 10)
+        other = source.with_epochs(1)
+        assert type(other) is cls and (other.epochs, other.size) == (1, 10) and (source.epochs, source.size) == (4, 10)
 
 
 @pytest.mark.parametrize("cls", [Minibatches, Sequences])
@@ -200,7 +201,14 @@ def test_state_dict_is_a_copy():
 
 def test_with_epochs_keeps_the_buffer():
     replay = replay_of()
-    assert replay.with_epochs(7) is replay
+    view = replay.with_epochs(7)
+    replay.extend(numbered())
+    batch, keys = numbered(), replay.keys
+    assert len(list(view(batch, keys))) == 7 * len(list(replay(batch, keys))) > 0
+    assert len(list(view.with_epochs(2)(batch, keys))) == 2 * replay.steps
+    held = len(replay.buffer)
+    view.extend(batch)  # the replay itself takes batches in, once
+    assert len(replay.buffer) == held and view.state_dict() == {}
 
 
 @pytest.mark.parametrize("sizes", [(10, 9, 50), (8, 60, 50), (60, 60, 50), (0, 0, 50)])

@@ -47,8 +47,18 @@ def test_without_torchrun_everything_is_the_identity():
 def test_moments(dims):
     x = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     mean, var, count = distributed.moments(x, dims)
-    assert torch.equal(mean, x.mean(dims)) and torch.equal(var, x.var(dims))
-    assert count == torch.tensor([x.shape[d] for d in dims]).prod()
+    torch.testing.assert_close(mean, x.mean(dims), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(var, x.var(dims), rtol=1e-6, atol=1e-7)
+    assert (count == torch.tensor([x.shape[d] for d in dims]).prod()).all()
+
+
+def test_masked_moments_by_hand():
+    x = torch.tensor([[1.0, 9.0], [3.0, 5.0], [100.0, 7.0]])
+    mask = torch.tensor([[True], [True], [False]])
+    mean, var, count = distributed.moments(x, (0,), mask)
+    assert mean.tolist() == [2.0, 7.0] and var.tolist() == [2.0, 8.0] and count.tolist() == [2.0, 2.0]
+    mean, var, count = distributed.moments(x[:1], (0,))  # one element: variance 0, not nan
+    assert mean.tolist() == [1.0, 9.0] and var.tolist() == [0.0, 0.0] and count.tolist() == [1.0, 1.0]
 
 
 # ---------------------------------------------------------------------- two processes

@@ -4,17 +4,13 @@ from torch import nn
 
 from suite.losses import Loss
 from suite.schedules import LinearDecay
-from suite.trainer import Update
+from suite.update import Update
 
 
 class Dot(Loss):
     def __init__(self):
         super().__init__()
         self.net = nn.Linear(2, 1)
-
-
-class Collector:
-    frames, total_frames = 0, 100
 
 
 def make(lr):
@@ -26,26 +22,25 @@ def rates(update):
     return [group["lr"] for optimizer in update.optimizers.values() for group in optimizer.param_groups]
 
 
-def test_rates_fall_linearly_to_zero_and_not_below():
-    update, collector = make(0.1), Collector()
-    decay = LinearDecay(collector, [update])
-    for frames, left in ((0, 1.0), (25, 0.75), (50, 0.5), (100, 0.0), (125, 0.0)):
-        collector.frames = frames
-        decay(None)
-        assert rates(update) == pytest.approx([0.1 * left, 1.0 * left])
+def test_rates_fall_linearly_to_zero():
+    update = make(0.1)
+    decay = LinearDecay([update])
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        decay(progress)
+        assert rates(update) == pytest.approx([0.1 * (1 - progress), 1.0 * (1 - progress)])
 
 
 def test_the_schedule_goes_on_after_the_optimisers_state_was_loaded():
-    update, collector = make(0.1), Collector()
-    decay = LinearDecay(collector, [update])
-    collector.frames = 50
-    decay(None)
+    update = make(0.1)
+    decay = LinearDecay([update])
+    decay(0.5)
     saved = update.state_dict()
 
-    other, collector = make(0.7), Collector()  # the initial rate is the saved one, not the one of this process
-    decay = LinearDecay(collector, [other])
+    other = make(0.7)  # the initial rate is the saved one, not the one of this process
+    decay = LinearDecay([other])
     other.load_state_dict(saved)
     assert rates(other) == pytest.approx([0.05, 0.5])
-    collector.frames = 75
-    decay(None)
+    decay(0.75)
     assert rates(other) == pytest.approx([0.025, 0.25])
+    decay(0.2)  # extended: the same frames are a smaller share now
+    assert rates(other) == pytest.approx([0.08, 0.8])

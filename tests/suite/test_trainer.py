@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from suite.specs import DONE, OBSERVATION, REWARD, TERMINATED
-from tests.fakes import A, Batches, DiskRun, N, Square, T, copies, frozen_terms, make, unchanged, update
+from tests.fakes import A, Batches, DiskRun, N, Square, T, Whole, copies, frozen_terms, make, unchanged, update
 
 
 def test_reward_is_the_weighted_sum_of_the_terms():
@@ -81,17 +81,21 @@ def test_order_of_an_iteration():
         def update_policy_weights_(self):
             events.append("weights")
 
-    class Extended:
+    class Extended(Whole):
         def extend(self, batch):
             assert batch["next", *REWARD].shape == (N, T, A, 1)
-            events.append("replay")
+            events.append("data")
 
     loss = Recorder()
-    trainer = make([update(loss=loss)], collector=Collector(), losses=[loss],
-                   refresh=[lambda batch: events.append("refresh")], replay=Extended(),
+    source = Extended()
+    trainer = make([update(loss=loss, data=source), update("again", every=10**9, data=source)], collector=Collector(),
+                   losses=[loss], refresh=[lambda batch: events.append("refresh")],
+                   schedules=[lambda progress: events.append(f"schedule {progress}")],
                    advantage=lambda batch: events.append("advantage"))
+    trainer.iteration = 1
+    trainer.collector.frames = N * T  # the fake one counts while it iterates
     trainer.iterate(trainer.collector.batch())
-    assert events == ["terms", "advantage", "replay", "forward", "refresh", "refresh loss", "weights"]
+    assert events == ["terms", "advantage", "data", "schedule 0.0", "forward", "refresh", "refresh loss", "weights"]
 
 
 def test_names_of_the_metrics():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.specs import OBSERVATION
-from suite.trainer import Update
+from suite.update import Update
 from tests.fakes import Batches, N, Square, T, copies, make, sgd, unchanged, update, whole
 
 

@@ -30,7 +30,7 @@ from suite.specs import (
     VALUE_TARGET,
     Specs,
 )
-from suite.trainer import Update
+from suite.update import Update
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[2] / "golden" / "smpe"

@@ -143,15 +143,16 @@ def test_own_optimiser_and_epochs_on_the_recipes_data(source):
     [update] = loss.updates("state_model", source, optimizer=torch.optim.SGD, max_grad_norm=0.5)
     [optimizer] = update.optimizers.values()
     assert isinstance(optimizer, torch.optim.Adam) and optimizer.param_groups[0]["lr"] == 0.01
-    assert update.max_grad_norm == 0.5 and update.data == type(source)(2, 6) and source.epochs == 9
+    assert update.max_grad_norm == 0.5 and type(update.data) is type(source)
+    assert (update.data.epochs, update.data.size, source.epochs) == (2, 6, 9)
     assert update.keys == loss.in_keys
 
 
-def test_replayed_data_is_taken_as_it_comes():
-    loss = NextObservationLoss(make_specs("discrete"))
+def test_replayed_data_is_sampled_epochs_times_as_often():
+    loss = NextObservationLoss(make_specs("discrete"), epochs=3)
     replay = Replay(capacity=50, steps=1, size=4, warmup=4, keys=loss.in_keys, device="cpu")
     [update] = loss.updates("state_model", replay, optimizer=torch.optim.SGD, max_grad_norm=None)
-    assert update.data is replay
+    assert update.data.replay is replay and update.data.steps == 3
 
 
 @pytest.mark.parametrize("options", [{"latent_dim": 0}, {"epochs": 0}, {"lr": 0.0}])
