@@ -18,16 +18,18 @@ def make_toy(task, *, num_envs, device, seed, max_steps, truncate, **options):
 
 def config(algorithm="mappo", preset="default", **changes):
     """Two iterations of 4 environments x 5 steps, small networks."""
-    tiny = dict(task=TOY, num_envs=4, steps=5, frames=40, epochs=2, actor_cells=(8,), critic_cells=(8,), mixer_dim=4,
+    tiny = dict(task=TOY, num_envs=4, steps=5, frames=40, actor_cells=(8,), critic_cells=(8,),
                 eval_episodes=2, evaluations=1, quiet=True)
     chosen = overrides(algorithm, preset)
     if chosen.get("actor_recurrent_dim"):
         tiny["actor_recurrent_dim"] = 6
     replayed = ALGORITHMS[algorithm][0] != "on_policy"
     if replayed:
-        tiny |= dict(buffer_size=60, warmup=10, minibatch_size=10, gradient_steps=2, exploration_frames=30)
-    elif chosen.get("minibatch_size", 1) is not None:
-        tiny["minibatch_size"] = 10
+        tiny |= dict(mixer_dim=4, buffer_size=60, warmup=10, minibatch_size=10, gradient_steps=2, exploration_frames=30)
+    else:
+        tiny["epochs"] = 2
+        if chosen.get("minibatch_size", 1) is not None:
+            tiny["minibatch_size"] = 10
     return Config(**chosen | tiny | changes)
 
 

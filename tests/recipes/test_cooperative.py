@@ -164,9 +164,9 @@ def test_reward_weights_reach_the_reward():
 
 def test_exploration_falls_with_the_frames():
     trainer = train(config("qmix", frames=60, task_options=DISCRETE, exploration_frames=40))
-    assert trainer.policy[-1].eps.item() == pytest.approx(0.05)
+    assert trainer.policy[-1].module.level.item() == pytest.approx(0.05)
     trainer = train(config("qmix", frames=20, task_options=DISCRETE, exploration_frames=40))
-    assert trainer.policy[-1].eps.item() == pytest.approx((1 + 0.05) / 2)
+    assert trainer.policy[-1].module.level.item() == pytest.approx((1 + 0.05) / 2)
 
 
 def test_replay_waits_for_its_warmup():
@@ -175,9 +175,10 @@ def test_replay_waits_for_its_warmup():
     assert learned == [60, 80]
 
 
-def test_learning_rate_reaches_zero_with_linear_decay():
-    trainer = train(config(lr_decay="linear"))
-    assert {group["lr"] for u in trainer.updates for o in u.optimizers.values() for group in o.param_groups} == {0.0}
+def test_learning_rates_of_the_algorithm_fall_linearly_and_those_of_the_loss_do_not():
+    trainer = train(config(lr_decay="linear", loss="next_observation", loss_options={"lr": 0.01}))  # two iterations
+    rates = {u.name: {group["lr"] for o in u.optimizers.values() for group in o.param_groups} for u in trainer.updates}
+    assert rates == {"mappo": {0.5e-3}, "next_observation": {0.01}}
 
 
 def test_the_target_critic_follows_the_critic():

@@ -5,8 +5,9 @@ from typing import Literal
 
 import pytest
 
+from recipes.checks import check_config
 from recipes.cooperative import configure
-from recipes.cooperative_config import Config, check_config
+from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS
 from suite.checkpoint import CheckpointError
 from suite.config import Options, as_plain, check_choice, check_positive, from_plain, parse_cli, parse_options, run_cli

@@ -192,8 +192,8 @@ def test_what_a_critic_reads(centralized, state, reads):
 def test_hidden_shapes_of_what_the_collector_carries():
     specs = make_specs("discrete")
     actor = actor_of(specs, recurrent_dim=5)
-    assert hidden_shapes(TensorDictSequential(actor), 3) == {HIDDEN: (3, 5)}
-    assert hidden_shapes(actor_of(specs), 3) == {}
+    assert hidden_shapes(TensorDictSequential(actor)) == {HIDDEN: (3, 5)}
+    assert hidden_shapes(actor_of(specs)) == {}
 
 
 def test_recurrent_actor_remembers_until_the_episode_ends():
