@@ -12,7 +12,8 @@ from suite.trainer import Trainer
 from tests.small import make_toy
 
 TINY = ["--num-envs", "2", "--steps", "4", "--max-steps", "4", "--frames", "16", "--minibatch-size", "4",
-        "--actor-cells", "4", "--critic-cells", "4", "--eval-episodes", "2", "--evaluations", "1", "--quiet", "--no-video"]
+        "--actor-cells", "4", "--critic-cells", "4", "--eval-episodes", "2", "--evaluations", "1",
+        "--quiet", "--no-video"]
 TOY = ["--task", "toy/walk"]
 REPLAYED = [*TOY, "--algorithm", "qmix", "--task-options", "is_discrete=True"]
 
