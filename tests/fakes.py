@@ -92,6 +92,16 @@ class Whole(DataSource):
         return self
 
 
+class Given(Whole):
+    """Minibatches of a function (batch, keys)."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, batch, keys):
+        yield from self.function(batch, keys)
+
+
 whole = Whole()
 
 

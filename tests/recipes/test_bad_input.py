@@ -107,6 +107,12 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*REPLAYED, "--warmup", "9", "--buffer-size", "8"], "needs minibatch_size <= warmup <= buffer_size, got 4, 9, 8"),
     ([*REPLAYED, "--minibatch-size", "None"], "needs minibatch_size <= warmup"),
     ([*REPLAYED, "--actor-recurrent-dim", "4"], "'qmix' has no recurrent networks"),
+    ([*REPLAYED, "--epochs", "3"], "algorithm 'qmix' does not use epochs: leave it at 10"),
+    ([*REPLAYED, "--exploration-start", "0.1", "--exploration-end", "0.2"],
+     "exploration falls from exploration_start 0.1 to exploration_end 0.2, which must not be larger"),
+    ([*TOY, "--warmup", "99"], "algorithm 'mappo' does not use warmup: leave it at 5000"),
+    ([*TOY, "--reward-weights", "task=much"], "the weight of reward term 'task' must be a finite number, got 'much'"),
+    ([*TOY, "--actor-cells", "8", "0"], "actor_cells must be positive, got 0"),
     (["--resume", "nowhere"], "nowhere is not a run folder: it has no config.json"),
 ], ids=lambda x: " ".join(x[2:]) if isinstance(x, list) else "")
 def test_words_and_numbers(words, message, folder, monkeypatch, capsys, toy, no_training):

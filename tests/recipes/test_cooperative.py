@@ -1,12 +1,15 @@
 import dataclasses
 import math
+import shlex
 
 import pytest
 import torch
 from torch import Tensor
 
 import recipes.cooperative as recipe
+from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS
+from suite.config import parse_cli
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun
 from tests.small import TOY, config, make_toy, timeless, train, weights
@@ -175,10 +178,43 @@ def test_replay_waits_for_its_warmup():
     assert learned == [60, 80]
 
 
-def test_learning_rates_of_the_algorithm_fall_linearly_and_those_of_the_loss_do_not():
-    trainer = train(config(lr_decay="linear", loss="next_observation", loss_options={"lr": 0.01}))  # two iterations
-    rates = {u.name: {group["lr"] for o in u.optimizers.values() for group in o.param_groups} for u in trainer.updates}
-    assert rates == {"mappo": {0.5e-3}, "next_observation": {0.01}}
+def test_learning_rate_falls_linearly_for_the_algorithm_only():
+    """Four iterations: the last is made with a quarter of the rate, and the next one's would be 0."""
+    cfg = config(frames=80, lr=0.01, lr_decay="linear", loss="next_observation", loss_options={"lr": 0.02})
+    trainer = recipe.make_trainer(cfg, MemoryRun())
+    seen = []
+
+    def look(batch):
+        seen.append({u.name: {group["lr"] for o in u.optimizers.values() for group in o.param_groups}
+                     for u in trainer.updates})
+
+    trainer.refresh.append(look)
+    trainer.train()
+    assert [list(row["mappo"]) for row in seen] == [pytest.approx([0.01 * left]) for left in (1, 0.75, 0.5, 0.25)]
+    assert [row["next_observation"] for row in seen] == [{0.02}] * 4
+
+
+def test_maddpg_clips_and_logs_its_networks_apart():
+    trainer = train(config("maddpg"))
+    names = set().union(*trainer.run.rows)
+    assert {"maddpg/grad_norm_actor", "maddpg/grad_norm_critic"} <= names and "maddpg/grad_norm" not in names
+    assert trainer.updates[0].params.keys() == trainer.updates[0].optimizers.keys() == {"actor", "critic"}
+
+
+@pytest.mark.parametrize("cfg", [
+    config(), config(loss="next_observation", loss_options={"latent_dim": 3}, reward_weights={"curiosity": 0.1}),
+    config("maa2c", "epymarl", seed=7, run_dir="somewhere", overwrite=True), config("ippo", "benchmarl", threads=2),
+    config("maddpg", fast_collector=False, video=False, team_reward=True, max_grad_norm=None),
+    config("qmix", task_options=DISCRETE | {"agent_types": [0, 1], "kind": "1", "word": "two words"}),
+], ids=lambda cfg: f"{cfg.algorithm}-{cfg.preset}-{cfg.loss}")
+def test_the_printed_swap_is_this_run_with_another_loss(cfg):
+    """What a shell makes of the line, parsed."""
+    words = shlex.split(recipe.swap_flags(cfg))
+    found = parse_cli(recipe.configure, Config, choosers=("algorithm", "preset", "resume"), prog="p", args=words)
+    assert found.loss != cfg.loss and {found.loss, cfg.loss} == {"none", "next_observation"}
+    assert found == dataclasses.replace(cfg, loss=found.loss, loss_options={}, reward_weights={}, run_dir=None,
+                                        overwrite=False)
+    assert {"--task", "--algorithm", "--loss"} <= set(words) and "--gamma" not in words
 
 
 def test_the_target_critic_follows_the_critic():

@@ -10,7 +10,17 @@ from recipes.cooperative import configure
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS
 from suite.checkpoint import CheckpointError
-from suite.config import Options, as_plain, check_choice, check_positive, from_plain, parse_cli, parse_options, run_cli
+from suite.config import (
+    Options,
+    as_flags,
+    as_plain,
+    check_choice,
+    check_positive,
+    from_plain,
+    parse_cli,
+    parse_options,
+    run_cli,
+)
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,34 @@ def test_unknown_choices_are_refused_with_the_list(words, message):
 def test_impossible_numbers_and_words_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         check_config(dataclasses.replace(Config(), **change))
+
+
+# ---------------------------------------------------------------------- back to flags
+
+
+@pytest.mark.parametrize("config, words", [
+    (Small(), []), (Small(flag=True), ["--flag"]), (Small(rate=0.5, mode="y"), ["--rate", "0.5", "--mode", "y"]),
+    (Small(cells=(1, 2)), ["--cells", "1", "2"]), (Small(cells=()), ["--cells"]),
+    (Small(kind="b", size=20), ["--kind", "b", "--size", "20"]),
+    (Small(options={"a": 1, "b": "two", "c": None, "d": [1, 2], "e": (0.5,)}),
+     ["--options", "a=1", "b=two", "c=None", "d=[1, 2]", "e=(0.5,)"]),
+    (Small(options={"a": "1", "b": "None", "c": "x y"}), ["--options", "a='1'", "b='None'", "c=x y"]),
+])
+def test_flags_are_what_differs_and_parse_to_the_config(config, words):
+    assert as_flags(config, Small()) == words
+    assert parse(*words) == config
+
+
+def test_flags_against_other_defaults():
+    """What the other default switched on or set is switched off and unset."""
+    default = Small(flag=True, rate=0.5, options={"a": 1})
+    words = as_flags(Small(), default)
+    assert words == ["--rate", "None", "--no-flag", "--options"]
+    assert parse_cli(lambda chosen: default, Small, choosers=(), prog="p", args=words) == Small()
+
+
+def test_some_flags_may_always_be_named():
+    assert as_flags(Small(), Small(), always=["kind", "flag"]) == ["--kind", "a", "--no-flag"]
 
 
 # ---------------------------------------------------------------------- plain data

@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
-from suite.data import Minibatches, Replay, Sequences
+from suite.data import DataSource, Minibatches, Replay, ReplayView, Sequences
 from suite.specs import ACTION, OBSERVATION
 from tests.batches import assert_unchanged, frozen_copy, make_batch, make_specs
 
@@ -66,7 +66,17 @@ def test_with_epochs_leaves_the_source_alone():
     for cls in (Minibatches, Sequences):
         source = cls(4, 10)
         other = source.with_epochs(1)
-        assert type(other) is cls and (other.epochs, other.size) == (1, 10) and (source.epochs, source.size) == (4, 10)
+        assert type(other) is cls and (other.epochs, other.size) == (1, 10)
+        assert (source.epochs, source.size) == (4, 10)
+
+
+def test_sources_are_told_apart_by_identity_and_memory_is_the_exception():
+    """The trainer collects each distinct source once; two of equal sizes are still two."""
+    for cls in (Minibatches, Sequences):
+        one, other = cls(4, 10), cls(4, 10)
+        assert len({one, other}) == 2 and one.owner is one and isinstance(one, DataSource)
+        one.extend(numbered())
+        assert one.state_dict() == {} and one.load_state_dict({}) is None
 
 
 @pytest.mark.parametrize("cls", [Minibatches, Sequences])
@@ -199,16 +209,21 @@ def test_state_dict_is_a_copy():
     assert state["frames"]["frame"].tolist() == held
 
 
-def test_with_epochs_keeps_the_buffer():
-    replay = replay_of()
+def test_with_epochs_views_the_same_buffer_and_samples_more_often():
+    replay = replay_of(steps=3, warmup=20)
     view = replay.with_epochs(7)
-    replay.extend(numbered())
-    batch, keys = numbered(), replay.keys
-    assert len(list(view(batch, keys))) == 7 * len(list(replay(batch, keys))) > 0
-    assert len(list(view.with_epochs(2)(batch, keys))) == 2 * replay.steps
-    held = len(replay.buffer)
-    view.extend(batch)  # the replay itself takes batches in, once
-    assert len(replay.buffer) == held and view.state_dict() == {}
+    assert isinstance(view, ReplayView) and view.replay is replay and view.owner is replay and replay.steps == 3
+    assert list(view(None, [])) == []  # the warm-up holds for it too
+    batch = numbered()
+    view.extend(batch)
+    assert len(replay.buffer) == 0 and view.state_dict() == {}  # only the buffer's own source fills and saves it
+    replay.extend(batch)
+    samples = list(view(batch, KEYS))
+    assert len(samples) == 21 and len(list(replay(batch, KEYS))) == 3
+    for minibatch in samples:
+        assert minibatch.shape == (8,)
+        check_frames(minibatch, batch)
+    assert len(list(view.with_epochs(2)(batch, KEYS))) == 6  # of the replay's steps, not of the view's
 
 
 @pytest.mark.parametrize("sizes", [(10, 9, 50), (8, 60, 50), (60, 60, 50), (0, 0, 50)])

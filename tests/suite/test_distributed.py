@@ -47,9 +47,9 @@ def test_without_torchrun_everything_is_the_identity():
 def test_moments(dims):
     x = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     mean, var, count = distributed.moments(x, dims)
-    torch.testing.assert_close(mean, x.mean(dims), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(var, x.var(dims), rtol=1e-6, atol=1e-7)
-    assert (count == torch.tensor([x.shape[d] for d in dims]).prod()).all()
+    exact = x.double()  # summed in float64 and rounded once
+    assert torch.equal(mean, exact.mean(dims).float()) and torch.equal(var, exact.var(dims).float())
+    assert count.shape == mean.shape and count.eq(torch.tensor([x.shape[d] for d in dims]).prod()).all()
 
 
 def test_masked_moments_by_hand():
@@ -59,6 +59,36 @@ def test_masked_moments_by_hand():
     assert mean.tolist() == [2.0, 7.0] and var.tolist() == [2.0, 8.0] and count.tolist() == [2.0, 2.0]
     mean, var, count = distributed.moments(x[:1], (0,))  # one element: variance 0, not nan
     assert mean.tolist() == [1.0, 9.0] and var.tolist() == [0.0, 0.0] and count.tolist() == [1.0, 1.0]
+
+
+# columns: 1, 2, 6 with a mask on all, first and third, second only, none: means 3, 3.5, 2, 0;
+# squares of the deviations 4 + 1 + 9 = 14 over 2, 2 * 6.25 over 1, a single element, nothing
+def test_every_column_may_have_a_mask_of_its_own():
+    x = torch.tensor([[1.0], [2.0], [6.0]]).expand(3, 4)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+    mean, var, count = distributed.moments(x, (0,), mask)
+    assert mean.tolist() == [3, 3.5, 2, 0] and var.tolist() == [7, 12.5, 0, 0] and count.tolist() == [3, 2, 1, 0]
+    assert mean.dtype == var.dtype == torch.float32
+
+
+def test_a_mask_is_broadcast_and_hides_what_it_leaves_out():
+    x = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([True, False, True, True, False]).view(5, 1, 1)
+    expected = distributed.moments(x[mask.flatten()], (0, 1))
+    x[~mask.flatten()] = 1e6
+    assert all(torch.equal(a, b) for a, b in zip(distributed.moments(x, (0, 1), mask), expected, strict=True))
+    assert expected[2].tolist() == [12, 12, 12]
+
+
+def test_a_single_element_has_variance_0():
+    mean, var, count = distributed.moments(torch.tensor([[7.0, -2.0]]), (0,))
+    assert mean.tolist() == [7, -2] and var.tolist() == [0, 0] and count.tolist() == [1, 1]
+
+
+def test_large_means_do_not_cancel():
+    x = 1e5 + torch.randn(1000, generator=torch.Generator().manual_seed(2))
+    _, var, _ = distributed.moments(x, (0,))
+    assert var.item() == pytest.approx(x.double().var().item(), rel=1e-5)
 
 
 # ---------------------------------------------------------------------- two processes
@@ -86,7 +116,8 @@ def test_statistics_are_of_all_processes(both):
     for one in both:
         assert torch.equal(one["average"], torch.tensor([1.5, 10.0]))
         mean, var, count = one["moments"]
-        assert torch.allclose(mean, data.mean((0, 1))) and torch.allclose(var, data.var((0, 1))) and (count == 8).all()
+        assert torch.allclose(mean, data.mean((0, 1))) and torch.allclose(var, data.var((0, 1)))
+        assert count.tolist() == [8, 8, 8]
     assert all(torch.equal(both[0]["running"][key], both[1]["running"][key]) for key in ("mean", "var", "count"))
     everything = torch.cat([data, data + 100]).reshape(-1, 3)
     assert torch.allclose(both[0]["running"]["mean"], everything.mean(0), rtol=1e-4)
@@ -161,7 +192,7 @@ def test_resume_continues_to_the_last_bit(runs):
         assert whole == parts
     for rank in (0, 1):
         whole, parts = state(runs / "whole", rank), state(runs / "parts", rank)
-        for key in ("policy", "updates", "collector", "random", "episodes", "advantage"):
+        for key in ("policy", "updates", "collector", "random", "episodes", "advantage", "sources"):
             assert equal(whole[key], parts[key]), key
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from tensordict.nn import TensorDictModule
+from torch import nn
 
 from suite.evaluate import Evaluator
 from suite.modules import make_actor
@@ -68,6 +69,57 @@ def test_the_same_result_twice_and_nothing_else_is_touched(recurrent):
     torch.manual_seed(77)  # the training has moved on
     assert evaluator() == first
     assert first["return"] != first["return_greedy"]
+
+
+def test_a_simulator_that_remembers_starts_from_its_first_state_each_time():
+    """Episodes get harder with every reset; neither seed nor reset takes that back."""
+    class Remembers(ToyEnv):
+        resets = 0
+
+        def _restart(self, mask):
+            self.resets += 1
+            super()._restart(mask)
+
+        def _simulate(self, actions):
+            reward, over = super()._simulate(actions)
+            return reward - self.resets, over
+
+        def _capture(self):
+            return super()._capture() | {"resets": self.resets}
+
+        def _restore(self, state, mask=None):
+            self.resets = state["resets"]
+            super()._restore(state, mask)
+
+    env = Remembers(N, A, max_steps=4)
+    evaluator = Evaluator(env, constant(env, 0.0), seed=3)
+    first, plain = evaluator(), Evaluator(ToyEnv(N, A, max_steps=4), constant(env, 0.0), seed=3)()
+    assert first["return"] == first["return_greedy"] == pytest.approx(plain["return"] - 4, rel=1e-6)  # one reset
+    assert evaluator() == first and evaluator.play(deterministic=True)["return"] == first["return_greedy"]
+    used = Remembers(N, A, max_steps=4)
+    used.resets = 7  # what it is when the evaluator gets it, not what a new one would be
+    assert Evaluator(used, constant(used, 0.0), seed=3)()["return"] == pytest.approx(first["return"] - 4 * 7, rel=1e-6)
+
+
+def test_any_carried_key_is_handed_on():
+    """The policy counts its own steps and acts on the count; the first action of an episode is 0."""
+    class Count(nn.Module):
+        carried = {"clock": (1,)}  # noqa: RUF012
+
+        def forward(self, clock, observation):
+            return (0.1 * clock).unsqueeze(1).expand(*observation.shape[:2], 2), clock + 1
+
+    seen = []
+
+    class Spy(ToyEnv):
+        def _simulate(self, actions):
+            seen.append(actions[ACTION][0, 0, 0].item())
+            return super()._simulate(actions)
+
+    env = Spy(N, A, max_steps=4)
+    policy = TensorDictModule(Count(), in_keys=["clock", OBSERVATION], out_keys=[ACTION, ("next", "clock")])
+    Evaluator(env, policy, seed=3)()
+    assert seen == pytest.approx([0.0, 0.1, 0.2, 0.3] * 2)
 
 
 def test_greedy_takes_the_mode_and_sampled_the_seeds_sample():

@@ -204,6 +204,28 @@ def test_tensorboard_holds_the_rows(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("episode/return")] == [(0, 0), (50, 50), (100, 100)]
 
 
+def test_the_bar_ends_at_the_frames_to_expect(tmp_path, capsys):
+    """A run has whole batches only, so more frames than were asked for."""
+    with Run(tmp_path, CONFIG, loggers=()) as run:
+        run.expect(120)
+        run.log({"episode/return": 1.25}, frames=120)
+        run.bar.refresh()
+    shown = capsys.readouterr().err
+    assert "120/120" in shown and "/100" not in shown.split("120/120")[-1]
+    MemoryRun().expect(120)
+
+
+def test_the_trainer_says_how_many_frames_to_expect():
+    said = []
+
+    class Listening(MemoryRun):
+        def expect(self, frames):
+            said.append(frames)
+
+    Trainer(Batches(5), torch.nn.Module(), [update()], reward_weights={"task": 1.0}, run=Listening()).train()
+    assert said == [60]
+
+
 def test_the_bar_shows_frames_return_and_the_split(tmp_path, capsys):
     with Run(tmp_path, CONFIG, loggers=()) as run:
         run.log({"episode/return": 1.25, "time/collect": 1.0, "time/update": 3.0}, frames=50)

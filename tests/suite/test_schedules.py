@@ -22,18 +22,25 @@ def rates(update):
     return [group["lr"] for optimizer in update.optimizers.values() for group in optimizer.param_groups]
 
 
-def test_rates_fall_linearly_to_zero():
-    update = make(0.1)
+def test_rates_fall_linearly_by_the_share_of_frames_done():
+    update, other = make(0.1), make(0.1)
     decay = LinearDecay([update])
-    for progress in (0.0, 0.25, 0.5, 1.0):
-        decay(progress)
-        assert rates(update) == pytest.approx([0.1 * (1 - progress), 1.0 * (1 - progress)])
+    assert rates(update) == pytest.approx([0.1, 1.0])  # until it is called
+    for progress, left in ((0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.9, 0.1), (1.0, 0.0), (0.5, 0.5)):
+        decay(progress)  # of the initial rate, not of the last one
+        assert rates(update) == pytest.approx([0.1 * left, 1.0 * left])
+    assert rates(other) == [0.1, 1.0]  # an update that was not named
+
+
+def test_several_updates_keep_their_own_rates():
+    updates = [make(0.1), make(0.3)]
+    LinearDecay(updates)(0.75)
+    assert [rates(update) for update in updates] == [pytest.approx([0.025, 0.25]), pytest.approx([0.075, 0.75])]
 
 
 def test_the_schedule_goes_on_after_the_optimisers_state_was_loaded():
     update = make(0.1)
-    decay = LinearDecay([update])
-    decay(0.5)
+    LinearDecay([update])(0.5)
     saved = update.state_dict()
 
     other = make(0.7)  # the initial rate is the saved one, not the one of this process

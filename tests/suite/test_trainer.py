@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from suite.data import Replay
 from suite.specs import DONE, OBSERVATION, REWARD, TERMINATED
 from tests.fakes import A, Batches, DiskRun, N, Square, T, Whole, copies, frozen_terms, make, unchanged, update
 
@@ -96,6 +97,40 @@ def test_order_of_an_iteration():
     trainer.collector.frames = N * T  # the fake one counts while it iterates
     trainer.iterate(trainer.collector.batch())
     assert events == ["terms", "advantage", "data", "schedule 0.0", "forward", "refresh", "refresh loss", "weights"]
+
+
+def test_schedules_hear_the_share_of_frames_before_the_iteration():
+    heard = []
+    make([update()], collector=Batches(4), schedules=[heard.append, lambda share: heard.append(-share)]).train()
+    assert heard == pytest.approx([0.0, 0.0, 0.25, -0.25, 0.5, -0.5, 0.75, -0.75])
+
+
+def replay_of(**options):
+    return Replay(**dict(capacity=100, steps=1, size=4, warmup=4, keys=[OBSERVATION], device="cpu") | options)
+
+
+def test_every_source_is_filled_and_saved_once():
+    """Two updates on one replay and its view, and a loss with a replay of its own."""
+    def fresh():
+        shared, own, lone = replay_of(), replay_of(capacity=20), replay_of(steps=2)
+        data = {"a": shared, "b": shared, "view": shared.with_epochs(3), "own": own, "lone": lone.with_epochs(2)}
+        made = make([update(name, data=source) for name, source in data.items()])
+        assert made.sources == [shared, own, lone]  # a view's buffer is filled even if no update draws from it itself
+        return made
+
+    trainer = fresh()
+    batch = trainer.collector.batch()
+    trainer.iterate(batch)
+    trainer.iterate(batch)
+    assert [len(source.buffer) for source in trainer.sources] == [2 * N * T, 20, 2 * N * T]
+    metrics = trainer.iterate(batch)
+    assert all(f"{name}/loss_square" in metrics for name in ("a", "b", "view", "own", "lone"))
+    saved, other = trainer.state_dict(), fresh()
+    assert len(saved["sources"]) == 3
+    other.load_state_dict(saved)
+    for mine, theirs in zip(other.sources, trainer.sources, strict=True):
+        assert len(mine.buffer) == len(theirs.buffer) and mine.buffer.writer._cursor == theirs.buffer.writer._cursor
+        assert torch.equal(mine.buffer.storage[:][OBSERVATION], theirs.buffer.storage[:][OBSERVATION])
 
 
 def test_names_of_the_metrics():

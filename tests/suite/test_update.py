@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from suite.specs import OBSERVATION
 from suite.update import Update
-from tests.fakes import Batches, N, Square, T, copies, make, sgd, unchanged, update, whole
+from tests.fakes import Batches, Given, N, Square, T, copies, make, sgd, unchanged, update, whole
 
 
 def test_an_update_moves_only_its_own_parameters():
@@ -40,7 +40,7 @@ def test_metrics_are_means_over_minibatches_under_the_updates_name():
         yield from batch.select(*keys).reshape(-1).split(N * T // 2)
 
     loss = Square()
-    frozen = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0), "data": halves}
+    frozen = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0), "data": Given(halves)}
     found = update("name", loss, **frozen).run(Batches().batch())
     assert set(found) == {"name/loss_square", "name/size", "name/grad_norm"}
     assert all(isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad for value in found.values())
@@ -61,6 +61,61 @@ def test_only_entries_named_loss_are_minimised():
     assert torch.equal(plain.net.weight, tempted.net.weight)
 
 
+def test_losses_with_equal_metric_names_are_all_minimised_and_logged():
+    """The second of a name gets its part as suffix; the other entries are logged apart too."""
+    torch.manual_seed(3)
+    first, second = Square(name="x"), Square(name="x", factor=5.0)
+    both = Update("u", {"a": first, "b": second}, whole, optimizer=sgd, max_grad_norm=None)
+    minibatch = Batches().batch().select(OBSERVATION)
+    expected = [loss(minibatch) for loss in (first, second)]
+    before = copies(first), copies(second)
+    found = both.step(minibatch)
+    assert set(found) == {"loss_x", "size", "loss_x_b", "size_b", "grad_norm_a", "grad_norm_b"}
+    for suffix, values in zip(("", "_b"), expected, strict=True):
+        assert found[f"loss_x{suffix}"] == values["loss_x"] and found[f"size{suffix}"] == values["size"]
+    alone = [Square(name="x"), Square(name="x", factor=5.0)]
+    for loss, values, trained in zip(alone, before, (first, second), strict=True):
+        with torch.no_grad():
+            for param, value in zip(loss.parameters(), values, strict=True):
+                param.copy_(value)
+        update(loss=loss).step(minibatch)
+        assert unchanged(trained, copies(loss)) and not unchanged(trained, values)
+
+
+def test_a_third_metric_of_one_name_is_no_silent_loss():
+    three = Update("u", {"a": [Square(), Square(), Square()]}, whole, optimizer=sgd, max_grad_norm=None)
+    with pytest.raises(AssertionError, match="update 'u' has two metrics 'loss_square_a'"):
+        three.step(Batches().batch())
+
+
+def test_a_loss_may_name_a_part_for_each_of_its_networks():
+    """Each network has an optimiser, a clipping and a gradient norm of its own."""
+    class Two(Square):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(3, 1)
+
+        def networks(self, part):
+            return {"left": list(self.net.parameters()), f"{part}_right": list(self.other.parameters())}
+
+        def forward(self, minibatch):
+            other = 1e6 * self.other(minibatch[OBSERVATION]).square().mean()
+            return super().forward(minibatch).update({"loss_other": other})
+
+    torch.manual_seed(4)
+    loss = Two()
+    both = Update("u", {"x": loss}, whole, max_grad_norm=1.0,
+                  optimizer={"left": sgd, "x_right": lambda params: torch.optim.SGD(params, lr=0.5)})
+    assert {part: list(map(id, params)) for part, params in both.params.items()} == {
+        "left": list(map(id, loss.net.parameters())), "x_right": list(map(id, loss.other.parameters()))}
+    before = copies(loss.other)
+    out = both.step(Batches().batch())
+    assert {"grad_norm_left", "grad_norm_x_right"} <= set(out) and out["grad_norm_x_right"] > 1e3
+    assert out["grad_norm_left"] < 1e3
+    step = torch.cat([(p - b).flatten() for p, b in zip(loss.other.parameters(), before, strict=True)])
+    assert step.norm().item() == pytest.approx(0.5, rel=1e-4)  # lr * max_grad_norm
+
+
 def test_a_minibatch_holds_what_the_losses_read_and_nothing_else():
     seen = []
 
@@ -68,7 +123,8 @@ def test_a_minibatch_holds_what_the_losses_read_and_nothing_else():
         seen.extend(keys)
         yield batch.select(*keys)
 
-    Update("u", {"a": [Square(), Square(name="b")]}, spy, optimizer=sgd, max_grad_norm=None).run(Batches().batch())
+    both = Update("u", {"a": [Square(), Square(name="b")]}, Given(spy), optimizer=sgd, max_grad_norm=None)
+    both.run(Batches().batch())
     assert seen == [OBSERVATION]
 
 
@@ -83,12 +139,12 @@ def test_targets_step_after_every_optimiser_step():
         yield from [batch.select(*keys)] * 3
 
     target = Target()
-    update(data=three, targets=[target]).run(Batches().batch())
+    update(data=Given(three), targets=[target]).run(Batches().batch())
     assert target.count == 3
 
 
 def test_no_minibatches_no_metrics_and_no_parameters_no_optimiser():
-    assert update(data=lambda batch, keys: iter(())).run(Batches().batch()) == {}
+    assert update(data=Given(lambda batch, keys: iter(()))).run(Batches().batch()) == {}
     frozen = Square()
     frozen.requires_grad_(False)
     assert update(loss=frozen).optimizers == {} and update(loss=frozen).run(Batches().batch()) == {}

@@ -150,9 +150,9 @@ def test_own_optimiser_and_epochs_on_the_recipes_data(source):
 
 def test_replayed_data_is_sampled_epochs_times_as_often():
     loss = NextObservationLoss(make_specs("discrete"), epochs=3)
-    replay = Replay(capacity=50, steps=1, size=4, warmup=4, keys=loss.in_keys, device="cpu")
+    replay = Replay(capacity=50, steps=2, size=4, warmup=4, keys=loss.in_keys, device="cpu")
     [update] = loss.updates("state_model", replay, optimizer=torch.optim.SGD, max_grad_norm=None)
-    assert update.data.replay is replay and update.data.steps == 3
+    assert update.data.owner is replay and update.data.steps == 6 and replay.steps == 2
 
 
 @pytest.mark.parametrize("options", [{"latent_dim": 0}, {"epochs": 0}, {"lr": 0.0}])

@@ -172,6 +172,32 @@ def test_maddpg_targets_lag_on_both_networks():
     assert loss(maddpg_batch("running"))["loss_value"].item() == pytest.approx((3.75**2 + 5.25**2) / 2)
 
 
+def test_maddpg_names_its_two_networks_apart():
+    specs = make_specs("continuous")
+    loss = MADDPGLoss(make_deterministic_actor(specs, {}, **COMMON), make_joint_q(specs, **COMMON), gamma=0.9)
+    found = loss.networks("whatever")
+    assert list(found) == ["actor", "critic"]
+    groups = [{id(p) for p in params} for params in found.values()]
+    assert groups == [{id(p) for p in params.parameters()} for params in (loss.td.actor_network_params,
+                                                                          loss.td.value_network_params)]
+    assert not groups[0] & groups[1]
+    assert groups[0] | groups[1] == {id(p) for p in loss.parameters() if p.requires_grad}  # no target among them
+    td = make_batch(specs).reshape(-1)
+    for name, key in (("actor", "loss_actor"), ("critic", "loss_value")):
+        loss.zero_grad()
+        loss(td)[key].backward()
+        reached = {id(p) for p in loss.parameters() if p.grad is not None and p.grad.any()}
+        assert reached and reached <= {id(p) for p in found[name]}
+
+
+def test_mixed_q_is_one_network():
+    specs = make_specs("discrete")
+    loss = MixedQLoss(make_q_policy(specs, {}, **COMMON), make_mixer("qmix", specs, embed_dim=4, device="cpu"),
+                      gamma=0.9)
+    [(part, params)] = loss.networks("qmix").items()
+    assert part == "qmix" and {id(p) for p in params} == {id(p) for p in loss.parameters() if p.requires_grad}
+
+
 # --------------------------------------------------------------- encoders
 
 

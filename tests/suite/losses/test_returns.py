@@ -11,7 +11,7 @@ from suite.losses import Returns, ValueLoss
 from suite.modules import make_critic
 from suite.modules.functional import gae, nstep_returns
 from suite.modules.policies import CRITIC_HIDDEN
-from suite.specs import ADVANTAGE, DONE, GROUP, IS_INIT, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET
+from suite.specs import ADVANTAGE, ALIVE, DONE, GROUP, IS_INIT, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET
 from tests.batches import make_batch, make_specs
 
 torch.set_num_threads(1)
@@ -167,6 +167,25 @@ def test_normalised_advantages(normalize, dims):
     expected = (x - x.mean(dims, keepdim=True)) / (x.std(dims, keepdim=True) + 1e-8)
     assert_close(batch[ADVANTAGE], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(batch[VALUE_TARGET], raw[VALUE_TARGET])  # from the advantage before
+
+
+@pytest.mark.parametrize("normalize", ["batch", "agent"])
+def test_agents_that_have_left_count_in_no_statistic(normalize):
+    batch, options = make_batch(SPECS), dict(normalize=normalize, standardize_reward=True, mask=ALIVE)
+    alive = batch[ALIVE]
+    assert not alive.all() and alive.any((0, 1)).all()
+    returns = returns_of(critic_of(), **options)
+    returns(batch)
+    reward = batch["next", *REWARD].squeeze(-1)[alive]
+    assert returns.reward_moments.count == pytest.approx(len(reward) + 1e-4)
+    assert returns.reward_moments.mean.item() == pytest.approx(reward.mean().item(), abs=1e-4)
+    found = batch[ADVANTAGE].squeeze(-1)
+    kept = [found[alive]] if normalize == "batch" else [found[..., k][alive[..., k]] for k in range(found.shape[-1])]
+    for part in kept:
+        assert part.mean().item() == pytest.approx(0, abs=1e-5) and part.std().item() == pytest.approx(1, abs=1e-4)
+    without = make_batch(SPECS)
+    returns_of(critic_of(), **options | {"mask": None})(without)
+    assert not torch.allclose(found[alive], without[ADVANTAGE].squeeze(-1)[alive])
 
 
 def test_encoders_run_before_the_critic():

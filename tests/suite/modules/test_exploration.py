@@ -57,3 +57,51 @@ def test_impossible_schedules_are_named(schedule):
     start, end = schedule
     with pytest.raises(ValueError, match=f"start {start}, end {end}"):
         epsilon(start=start, end=end)
+
+
+def test_impossible_and_undefined_levels_are_named_for_noise_too():
+    bound = torch.ones(1, 2)
+    for start, end in ((0.1, 0.5), (1.0, -0.1), (float("nan"), 0.0)):
+        with pytest.raises(ValueError, match=f"0 <= end <= start is needed, got start {start}, end {end}"):
+            GaussianNoise(-bound, bound, start=start, end=end, frames=10)
+
+
+def test_state_dict_is_the_level_alone_and_goes_on():
+    bound = torch.ones(1, 2)
+    for make in (epsilon, lambda: GaussianNoise(-bound, bound, start=1.0, end=0.1, frames=100)):
+        first, second = make(), make()
+        first.anneal(30)
+        assert list(first.state_dict()) == ["level"] and not list(first.parameters())
+        second.load_state_dict(first.state_dict())
+        for module in (first, second):
+            module.anneal(10)
+        assert torch.equal(first.level, second.level) and second.level.item() == pytest.approx(1 - 0.4 * 0.9)
+
+
+def test_at_half_the_level_the_given_choice_stays_in_half_of_the_frames():
+    torch.manual_seed(0)
+    action = torch.zeros(20_000, 2, dtype=torch.int64)
+    out = epsilon(start=0.5)(action)
+    assert out.dtype == torch.int64 and not action.any()  # and the input is not written into
+    shares = torch.bincount(out.flatten(), minlength=4) / out.numel()
+    torch.testing.assert_close(shares, torch.tensor([0.625, 0.125, 0.125, 0.125]), atol=0.01, rtol=0)
+
+
+def test_agents_draw_different_choices():
+    torch.manual_seed(0)
+    out = epsilon()(torch.zeros(20_000, 2, dtype=torch.int64))
+    assert (out[:, 0] == out[:, 1]).float().mean().item() == pytest.approx(0.25, abs=0.015)
+
+
+def test_bounds_hold_for_each_agent_and_number_and_noise_is_independent():
+    torch.manual_seed(0)
+    low, high = torch.tensor([[-1.0, 0.0], [-2.0, 3.0]]), torch.tensor([[1.0, 4.0], [2.0, 3.5]])
+    middle = ((low + high) / 2).expand(20_000, 2, 2)
+    wild = GaussianNoise(low, high, start=2.0, end=0.0, frames=10)(middle)
+    assert (wild >= low).all() and (wild <= high).all()
+    assert all((wild == bound).any(0).all() for bound in (low, high))  # and both are reached
+    still = GaussianNoise(low, high, start=0.0, end=0.0, frames=10)
+    assert torch.equal(still(middle), middle) and torch.equal(still(middle + 100), high.expand_as(middle))
+    moved = GaussianNoise(low, high, start=0.1, end=0.0, frames=10)(middle) - middle
+    torch.testing.assert_close(moved.std(0), 0.1 * (high - low) / 2, rtol=0.03, atol=0)
+    assert (torch.corrcoef(moved.flatten(1).T) - torch.eye(4)).abs().max() < 0.03

@@ -42,6 +42,28 @@ def test_leading_dimensions_are_rows_and_features_are_apart():
     assert_close(normal.std(0), torch.ones(2), rtol=1e-3, atol=0)
 
 
+def test_masked_rows_are_left_out():
+    x = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(4, 3, 1, generator=torch.Generator().manual_seed(1)) < 0.5
+    first, second = RunningMoments((1,)), RunningMoments((1,))
+    first.update(x.masked_fill(~mask, 99.0), mask)
+    second.update(x[mask].unsqueeze(-1))
+    for name in ("mean", "var", "count"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert 0 < first.count < 12
+
+
+def test_one_row_has_variance_0_and_none_changes_nothing():
+    moments = RunningMoments((1,))
+    moments.update(torch.tensor([[3.0]]))
+    # c = 1e-4: mean 3 / 1.0001; var (1e-4 + 0 + 9 * 1e-4 / 1.0001) / 1.0001
+    assert moments.mean.item() == pytest.approx(3 / 1.0001, rel=1e-6)
+    assert moments.var.item() == pytest.approx((1e-4 + 9e-4 / 1.0001) / 1.0001, rel=1e-5)
+    before = {name: value.clone() for name, value in moments.state_dict().items()}
+    moments.update(torch.tensor([[50.0], [60.0]]), torch.zeros(2, 1, dtype=torch.bool))
+    assert all(torch.equal(value, before[name]) for name, value in moments.state_dict().items())
+
+
 def test_epsilon_is_added_to_the_deviation():
     moments = RunningMoments((1,))
     moments.mean.fill_(1.0)

@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
 from torch.testing import assert_close
 
 from suite.modules import Lowered, make_actor, make_critic
@@ -194,6 +195,15 @@ def test_hidden_shapes_of_what_the_collector_carries():
     actor = actor_of(specs, recurrent_dim=5)
     assert hidden_shapes(TensorDictSequential(actor)) == {HIDDEN: (3, 5)}
     assert hidden_shapes(actor_of(specs)) == {}
+
+
+def test_any_module_may_declare_what_it_carries():
+    class Carrying(nn.Identity):
+        carried = {("agents", "previous"): (3, 2), "clock": (1,)}  # noqa: RUF012
+
+    encoder = TensorDictModule(Carrying(), in_keys=["clock"], out_keys=[LATENT])
+    both = TensorDictSequential(encoder, actor_of(make_specs("discrete"), recurrent_dim=5))
+    assert hidden_shapes(both) == {("agents", "previous"): (3, 2), "clock": (1,), HIDDEN: (3, 5)}
 
 
 def test_recurrent_actor_remembers_until_the_episode_ends():
