@@ -158,7 +158,7 @@ def hidden_shapes(policy: nn.Module) -> dict[NestedKey, tuple[int, ...]]:
     """Shapes without the env dimension of what a policy carries from one step to the next.
 
     A module that reads a key and writes ("next", key), or lets a later module write it, declares it in ``carried``
-    {key: shape}; collectors hand the value on, with zeros at the start of an episode.
+    {key: shape} (float32); collectors hand the value on, with zeros at the start of an episode.
     """
     plain = [part for part in policy.modules() if type(part) is TensorDictModule]
     return {key: shape for part in plain for key, shape in getattr(part.module, "carried", {}).items()}
