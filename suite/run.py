@@ -164,6 +164,9 @@ class Run:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self.bar.close()
+        for logger in self.loggers:
+            _close(logger)
+        self.loggers = []
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None:  # asked twice: leave at once, the last checkpoint stays
@@ -250,6 +253,16 @@ def _write(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(text)
     os.replace(aside, path)
+
+
+def _close(logger: Any) -> None:
+    if isinstance(logger, CSVLogger):
+        for file in logger.experiment.files.values():
+            file.close()
+    elif isinstance(logger, TensorboardLogger):
+        logger.experiment.close()  # else its thread writes on, into a folder that may be gone
+    else:
+        logger.experiment.finish()
 
 
 def _trim(folder: Path, frames: int) -> None:
