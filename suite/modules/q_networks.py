@@ -41,20 +41,16 @@ def _agent_mlp(specs: Specs, in_dim: int, out_dim: int, assemble: nn.Module, *, 
     return AgentMLP(assemble, mlp(in_dim, out_dim, index, cells=cells, activation=activation, init=init), squash)
 
 
+def _own_mlp(specs: Specs, features: dict[NestedKey, int], agent_id: bool, **layers) -> AgentMLP:
+    """From an agent's own observation and features to one number per action."""
+    in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
+    return _agent_mlp(specs, in_dim, specs.action_dim, AgentInput(specs.n_agents, agent_id), **layers)
+
+
 def make_q_policy(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, agent_id: bool, cells: Sequence[int],
                   activation: str, init: Init, device: torch.device | str) -> TensorDictSequential:
     """Greedy policy over per-agent action values [..., A, n]; masked choices are never taken."""
-    in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
-    network = _agent_mlp(
-        specs,
-        in_dim,
-        specs.action_dim,
-        AgentInput(specs.n_agents, agent_id),
-        share=share,
-        cells=cells,
-        activation=activation,
-        init=init,
-    ).to(device)
+    network = _own_mlp(specs, features, agent_id, share=share, cells=cells, activation=activation, init=init).to(device)
     choose = QValueModule(action_space="categorical", action_value_key=ACTION_VALUE,
                           action_mask_key=ACTION_MASK if specs.has_mask else None,
                           out_keys=[ACTION, ACTION_VALUE, CHOSEN_VALUE])
@@ -85,18 +81,8 @@ def make_deterministic_actor(specs: Specs, features: dict[NestedKey, int], *, sh
                              cells: Sequence[int], activation: str, init: Init,
                              device: torch.device | str) -> TensorDictModule:
     """Actor writing one action inside the bounds."""
-    in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
-    network = _agent_mlp(
-        specs,
-        in_dim,
-        specs.action_dim,
-        AgentInput(specs.n_agents, agent_id),
-        share=share,
-        cells=cells,
-        activation=activation,
-        init=init,
-        squash=(specs.low, specs.high),
-    )
+    network = _own_mlp(specs, features, agent_id, share=share, cells=cells, activation=activation, init=init,
+                       squash=(specs.low, specs.high))
     return TensorDictModule(network.to(device), in_keys=[OBSERVATION, *features], out_keys=[ACTION])
 
 
