@@ -7,7 +7,7 @@ every entry by its path, so that a state saved from one simulator fits into anot
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -50,11 +50,14 @@ class Slots:
     homes: dict[int, str] = field(default_factory=dict)
     nested: list[tuple[Any, Any, Any, int]] = field(default_factory=list)
 
+    def stands(self) -> bool:
+        """Whether every container still hangs where it hung, with as many entries."""
+        return all(container[key] is box and len(_items(box)[0]) == size for container, key, box, size in self.nested)
+
     def again(self) -> Slots | None:
         """The same entries with their present values, five times as fast as a walk; None if the graph has changed."""
-        for container, key, box, size in self.nested:
-            if container[key] is not box or len(_items(box)[0]) != size:
-                return None
+        if not self.stands():
+            return None
         now = Slots(boxes=self.boxes, homes=self.homes, nested=self.nested)
         for old, new in ((self.rows, now.rows), (self.shared, now.shared)):
             for path, (container, key, value) in old.items():
@@ -162,6 +165,17 @@ class SlotFinder:
         self.last, self.size = known or find_slots(self.scenario, self.num_envs), size
         return self.last
 
+    def rows(self, paths: Collection[str]) -> Iterator[tuple[str, Any, Any, Tensor]]:
+        """Path, container, key and present value of those of ``paths`` that are rows now; cheaper than a call."""
+        known = self.last is not None and len(self.scenario.__dict__) == self.size and self.last.stands()
+        entries = self.last.rows if known else self().rows
+        for path in paths:
+            if path in entries:
+                container, key, _ = entries[path]
+                now = container.get(key) if isinstance(container, dict) else container[key]
+                if isinstance(now, Tensor):
+                    yield path, container, key, now
+
 
 class FreshRows:
     """Initial states in store: one vectorised reset of all rows serves many partial ones.
@@ -183,9 +197,9 @@ class FreshRows:
         if self.left is None or (mask & ~self.left).any():
             self._fill(mask)
         merged, masks = {}, _Masks(mask)
-        for path, (container, key, now) in self.find().rows.items():
-            new = self.rows.get(path)
-            if new is not None and new.shape == now.shape:
+        for path, container, key, now in self.find.rows(self.rows):
+            new = self.rows[path]
+            if new.shape == now.shape:
                 pair = (id(now), id(new))  # entries that are one tensor stay one tensor
                 if pair not in merged:
                     merged[pair] = torch.where(masks[new.ndim], new, now)

@@ -5,7 +5,8 @@ A TensorDictModule call costs 60 microseconds of bookkeeping before any arithmet
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tensordict import NestedKey, TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, TensorDictSequential
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 from suite.specs import GROUP, OBSERVATION
 
 Tensors = dict[NestedKey, Tensor]
+Plan = tuple[Callable[..., Any], tuple[NestedKey, ...], tuple[NestedKey, ...]]
 
 
 class Lowered:
@@ -26,28 +28,33 @@ class Lowered:
 
     def __init__(self, policy: TensorDictModuleBase):
         self.policy = policy
-        self.steps = list(_flatten(policy))
+        self.steps = [(module, _plan(module)) for module in _flatten(policy)]
 
     def __call__(self, tensors: Tensors, *, deterministic: bool = False) -> Tensors:
         """Run all modules; a probabilistic one samples, or takes its deterministic value, and writes its log-prob."""
-        for module in self.steps:
-            if isinstance(module, ProbabilisticTensorDictModule):
+        for module, plan in self.steps:
+            if plan is not None:
+                _run(plan, tensors)
+            elif isinstance(module, ProbabilisticTensorDictModule):
                 dist = _distribution(module, tensors)
                 value = dist.deterministic_sample if deterministic else dist.sample()
                 tensors[module.out_keys[0]] = value
                 if module.return_log_prob:
                     tensors[module.log_prob_key] = dist.log_prob(value)
             else:
-                _run(module, tensors)
+                _call_wrapped(module, tensors)
         return tensors
 
     def distribution(self, tensors: Tensors) -> Distribution:
         """The action distribution given the inputs; gradients flow to everything before it."""
         tensors = dict(tensors)
-        for module in self.steps:
+        for module, plan in self.steps:
             if isinstance(module, ProbabilisticTensorDictModule):
                 return _distribution(module, tensors)
-            _run(module, tensors)
+            if plan is None:
+                _call_wrapped(module, tensors)
+            else:
+                _run(plan, tensors)
         raise ValueError("this policy has no probabilistic module, so it has no action distribution")
 
 
@@ -71,11 +78,17 @@ def _distribution(module: ProbabilisticTensorDictModule, tensors: Tensors) -> Di
     return module.distribution_class(**params, **module.distribution_kwargs)
 
 
-def _run(module: TensorDictModuleBase, tensors: Tensors) -> None:
+def _plan(module: TensorDictModuleBase) -> Plan | None:
+    """What a plain module calls, reads and writes, looked up once; None for any other module."""
     if type(module) is not TensorDictModule:
-        return _call_wrapped(module, tensors)
-    out = module.module(*[tensors[key] for key in module.in_keys])
-    tensors.update(zip(module.out_keys, out if isinstance(out, tuple) else (out,), strict=True))
+        return None
+    return module.module, tuple(module.in_keys), tuple(module.out_keys)
+
+
+def _run(plan: Plan, tensors: Tensors) -> None:
+    network, in_keys, out_keys = plan
+    out = network(*[tensors[key] for key in in_keys])
+    tensors.update(zip(out_keys, out if isinstance(out, tuple) else (out,), strict=True))
 
 
 def _call_wrapped(module: TensorDictModuleBase, tensors: Tensors) -> None:
