@@ -13,8 +13,11 @@ from envs.base import BatchedEnv, check_sizes
 
 FAMILIES = {
     "vmas": "envs.vmas:make_vmas",
+    "particle": "envs.particle:make_particle",
     "pettingzoo": "envs.pettingzoo:make_pettingzoo",
     "gymnasium": "envs.gymnasium:make_gymnasium",
+    "foraging": "envs.foraging:make_foraging",
+    "warehouse": "envs.warehouse:make_warehouse",
 }
 
 

@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -63,10 +64,17 @@ def launch_ray(jobs: list[Job], workers: int) -> None:
         import ray
     except ImportError as error:
         raise ValueError("--launcher ray needs the extra: pip install -e '.[ray]'") from error
+    # a worker's working folder may be another one
+    jobs = [replace(job, runs=str(Path(job.runs).resolve()), results=str(Path(job.results).resolve())) for job in jobs]
     ray.init(ignore_reinit_error=True, num_cpus=workers if not os.environ.get("RAY_ADDRESS") else None)
     task = ray.remote(num_cpus=1)(run_job)
-    for message in ray.get([task.remote(job) for job in jobs]):
-        print(message)
+    left = [task.remote(job) for job in jobs]
+    with tqdm(total=len(left), unit="run") as bar:
+        while left:
+            done, left = ray.wait(left)
+            bar.write(ray.get(done[0]))
+            bar.update()
+    ray.shutdown()
 
 
 LAUNCHERS: dict[str, Callable[[list[Job], int], None]] = {"local": launch_local, "ray": launch_ray}

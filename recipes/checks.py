@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from recipes.cooperative_config import Config
@@ -10,11 +12,15 @@ from recipes.presets import ALGORITHMS
 from suite.config import check_choice, check_positive
 from suite.specs import Specs
 
-# fields that only one kind of algorithm reads; giving them to the other is refused, not ignored
-ON_POLICY = ("gae_lambda", "returns", "n_step", "normalize_advantage", "standardize_reward", "target_tau", "epochs",
-             "recompute_advantage", "clip", "value_clip", "value_loss", "entropy_coef", "head", "state_dependent_scale")
-OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "mixer_dim", "exploration_start", "exploration_end",
+# fields that only some algorithms read; giving them to another is refused, not ignored
+ON_POLICY = ("centralized", "gae_lambda", "returns", "n_step", "normalize_advantage", "standardize_reward",
+             "target_tau", "epochs", "recompute_advantage", "clip", "value_clip", "value_loss", "entropy_coef", "head",
+             "state_dependent_scale", "critic_lr", "whole_episodes")
+OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "exploration_start", "exploration_end",
               "exploration_frames")
+UNREAD = {"on_policy": (*OFF_POLICY, "mixer_dim"), "mixed_q": (*ON_POLICY, "critic_cells"),
+          "maddpg": (*ON_POLICY, "mixer_dim")}
+STOCK_COLLECTOR = "TorchRL's collector (fast_collector=False) does not save open episodes"
 
 
 def check_config(cfg: Config) -> None:
@@ -23,11 +29,11 @@ def check_config(cfg: Config) -> None:
         if get_origin(kind) is Literal:
             check_choice(name, getattr(cfg, name), get_args(kind))
     numbers = ("frames", "steps", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatch_size", "clip", "value_clip",
-               "n_step", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames", "eval_episodes",
-               "keep_checkpoints", "threads")
+               "n_step", "critic_lr", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames",
+               "eval_episodes", "keep_checkpoints", "threads")
     check_positive({name: getattr(cfg, name) for name in numbers})
-    numbers = ("actor_recurrent_dim", "critic_recurrent_dim", "entropy_coef", "warmup", "tau", "exploration_start",
-               "exploration_end", "evaluations", "checkpoint_every")
+    numbers = ("actor_recurrent_dim", "critic_recurrent_dim", "entropy_coef", "warmup", "tau", "evaluations",
+               "checkpoint_every")
     check_positive({name: getattr(cfg, name) for name in numbers}, zero=True)
     for name in ("gamma", "gae_lambda", "tau", "target_tau"):
         if (value := getattr(cfg, name)) is not None and not 0 <= value <= 1:
@@ -37,9 +43,11 @@ def check_config(cfg: Config) -> None:
     for name, weight in cfg.reward_weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ValueError(f"the weight of reward term {name!r} must be a finite number, got {weight!r}")
-    if cfg.exploration_end > cfg.exploration_start:
+    probability = ALGORITHMS[cfg.algorithm][0] == "mixed_q"  # else a noise scale
+    if not 0 <= cfg.exploration_end <= cfg.exploration_start <= (1 if probability else sys.float_info.max):
         raise ValueError(f"exploration falls from exploration_start {cfg.exploration_start} to exploration_end "
-                         f"{cfg.exploration_end}, which must not be larger")
+                         f"{cfg.exploration_end}, but 0 <= exploration_end <= exploration_start"
+                         f"{' <= 1' if probability else ''} is needed")
     if cfg.cuda_graphs and not (cfg.compile and cfg.device.startswith("cuda")):
         raise ValueError("--cuda-graphs needs --compile and a CUDA device")
     if cfg.compile and not cfg.fast_collector:
@@ -48,11 +56,35 @@ def check_config(cfg: Config) -> None:
         raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
 
 
-def check_used(cfg: Config, default: Config, *, off_policy: bool) -> None:
-    """ValueError if a field that the algorithm does not read differs from its default."""
-    for name in ON_POLICY if off_policy else OFF_POLICY:
+def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
+    """ValueError if a field differs from its default that this algorithm, task or choice does not read."""
+    unread = dict.fromkeys(UNREAD[ALGORITHMS[cfg.algorithm][0]], f"algorithm {cfg.algorithm!r}")
+    if cfg.algorithm == "vdn":
+        unread |= {"mixer_dim": "algorithm 'vdn'"}
+    if discrete:  # a categorical actor has neither
+        unread |= {name: "a task with discrete actions" for name in ("head", "state_dependent_scale")} | unread
+    other = "n_step" if cfg.returns == "gae" else "gae_lambda"
+    unread = {other: f"returns {cfg.returns!r}"} | unread
+    if cfg.recompute_advantage:  # target minus present value, as it is
+        unread = {"normalize_advantage": "recompute_advantage"} | unread
+    for name, reader in unread.items():
         if getattr(cfg, name) != getattr(default, name):
-            raise ValueError(f"algorithm {cfg.algorithm!r} does not use {name}: leave it at {getattr(default, name)!r}")
+            raise ValueError(f"{reader} does not use {name}: leave it at {getattr(default, name)!r}")
+
+
+def check_resume(cfg: Config, configure: Callable[[dict[str, str]], Config]) -> None:
+    """ValueError for a flag that contradicts ``--resume``; ``configure`` gives the config of a stored run."""
+    if cfg.resume is None:
+        return
+    if cfg.overwrite:
+        raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
+    if cfg.run_dir != configure({"resume": cfg.resume}).run_dir:
+        raise ValueError(f"--resume {cfg.resume} goes on in that folder, so --run-dir {cfg.run_dir} has no use")
+
+
+def no_resume(cfg: Config) -> str | None:
+    """Why a run with this config cannot be resumed, or None."""
+    return None if cfg.fast_collector else STOCK_COLLECTOR
 
 
 def validate(cfg: Config, specs: Specs, batch: int) -> None:
@@ -68,6 +100,10 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
     if off_policy and specs.alive:
         raise ValueError(f"{cfg.algorithm!r} cannot learn tasks whose agents leave early, such as {cfg.task!r}; "
                          f"use mappo, ippo, maa2c or ia2c")
+    if cfg.whole_episodes and batch != cfg.num_envs * specs.horizon:
+        raise ValueError(f"whole_episodes needs steps equal to the horizon {specs.horizon}: leave --steps at None")
+    if cfg.returns == "padded_nstep" and not cfg.whole_episodes:
+        raise ValueError("returns 'padded_nstep' needs --whole-episodes")
     if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
         raise ValueError(
             f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)"
@@ -79,5 +115,5 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
     if off_policy and not (cfg.minibatch_size or math.inf) <= cfg.warmup <= cfg.buffer_size:
         raise ValueError(f"{cfg.algorithm!r} needs minibatch_size <= warmup <= buffer_size, got {cfg.minibatch_size}, "
                          f"{cfg.warmup}, {cfg.buffer_size}")
-    if cfg.resume and not cfg.fast_collector:
-        raise ValueError("fast_collector=False cannot be resumed: TorchRL's collector does not save open episodes")
+    if cfg.resume and (reason := no_resume(cfg)):
+        raise ValueError(f"{cfg.resume} cannot be resumed: {reason}")

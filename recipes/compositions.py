@@ -31,7 +31,7 @@ class Parts:
     policy: TensorDictModuleBase
     acting: TensorDictModuleBase
     updates: list[Update]
-    advantage: Returns | None = None
+    estimators: Sequence[Returns] = ()
     refresh: Sequence[Callable] = field(default_factory=list)
 
 
@@ -47,12 +47,15 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     sizes = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
     actor = make_actor(specs, aux.features, cells=cfg.actor_cells, recurrent_dim=cfg.actor_recurrent_dim, head=cfg.head,
                        state_dependent_scale=cfg.state_dependent_scale, **sizes)
-    critic = make_critic(specs, aux.features, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim,
-                         centralized=cfg.centralized, **sizes)
-    advantage = Returns(TensorDictSequential(*aux.encoders, critic), kind=cfg.returns, gamma=cfg.gamma,
-                        lmbda=cfg.gae_lambda, n=cfg.n_step, normalize=cfg.normalize_advantage,
-                        target_tau=cfg.target_tau, standardize_reward=cfg.standardize_reward,
-                        mask=specs.alive).to(cfg.device)
+    seen = aux.features if aux.critic_features is None else aux.critic_features
+    new_critic = partial(make_critic, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim, **sizes)
+    critic = new_critic(specs, seen, centralized=cfg.centralized)
+    returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
+                      target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
+                      mask=specs.alive, mask_rewards=cfg.mask_padding)
+    value_of = TensorDictSequential(*(aux.encoders if seen else ()), critic)
+    estimators = [returns(value_of, normalize=cfg.normalize_advantage), *aux.estimators(returns, new_critic, critic)]
+    estimators = [estimator.to(cfg.device) for estimator in estimators]
 
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
@@ -60,10 +63,13 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
                                   critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
     optimisation = _optimisation(cfg)
-    updates = [Update(cfg.algorithm, losses, data, **optimisation), *aux.updates(cfg.loss, data, **optimisation)]
+    adam = optimisation["optimizer"]
+    rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr)}
+    updates = [Update(cfg.algorithm, losses, data, **optimisation | {"optimizer": rates}),
+               *aux.updates(cfg.loss, data, **optimisation)]
     policy = TensorDictSequential(*aux.encoders, actor)
-    refresh = [advantage.step_target] if cfg.target_tau is not None else []
-    return Parts(policy, policy, updates, advantage=advantage, refresh=refresh)
+    refresh = [estimator.step_target for estimator in estimators if estimator.target is not None]
+    return Parts(policy, policy, updates, estimators=estimators, refresh=refresh)
 
 
 def mixed_q(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import warnings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
 
 import torch
 
 from envs import make_env, resolve_device
-from recipes.checks import check_config, check_used, validate
+from envs.whole_episodes import WholeEpisodes
+from recipes.checks import check_config, check_resume, check_used, no_resume, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
-from recipes.presets import ALGORITHMS, PRESETS, overrides
+from recipes.presets import ALGORITHMS, PRESETS, overrides, usual_algorithm
 from suite import distributed
 from suite.collector import make_collector
 from suite.config import as_flags, as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
@@ -28,15 +30,24 @@ from suite.schedules import LinearDecay
 from suite.specs import Specs
 from suite.trainer import Trainer
 
+CHOOSERS = ("algorithm", "preset", "loss", "task", "resume")  # the flags whose words decide other defaults
+
 
 def configure(chosen: dict[str, str]) -> Config:
     """The Config that an algorithm, a preset, or a run to resume stands for."""
     if "resume" in chosen:
         return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
                                    overwrite=False)
-    check_choice("algorithm", chosen.setdefault("algorithm", Config.algorithm), ALGORITHMS)
-    check_choice("preset", chosen.setdefault("preset", Config.preset), PRESETS)
-    return Config(**overrides(chosen["algorithm"], chosen["preset"]))
+    preset = chosen.get("preset", Config.preset)
+    check_choice("preset", preset, PRESETS)
+    algorithm = chosen.get("algorithm") or usual_algorithm(preset) or Config.algorithm
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    return Config(**overrides(algorithm, preset, chosen.get("loss", Config.loss), chosen.get("task", Config.task)))
+
+
+def untouched(cfg: Config) -> Config:
+    """What the algorithm, preset, loss and task of a config stand for."""
+    return Config(**overrides(cfg.algorithm, cfg.preset, cfg.loss, cfg.task))
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
@@ -48,20 +59,23 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     ):
         check_choice(what, value, table)
     check_config(cfg)
-    off_policy = ALGORITHMS[cfg.algorithm][0] != "on_policy"
-    check_used(cfg, Config(**overrides(cfg.algorithm, cfg.preset)), off_policy=off_policy)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
     common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
     env = make_env(cfg.task, num_envs=cfg.num_envs, seed=cfg.seed + 1000 * distributed.rank(), **common)
+    if cfg.whole_episodes:
+        env = WholeEpisodes(env)
     specs = Specs.from_env(env)
     if env.max_steps is None and (cfg.steps is None or cfg.evaluations):
         raise ValueError(f"{cfg.task!r} has no horizon: give --max-steps (or --steps, with --evaluations 0)")
     steps = cfg.steps or env.max_steps
     validate(cfg, specs, cfg.num_envs * steps)
+    check_used(cfg, untouched(cfg), discrete=specs.discrete)
 
     aux = make_loss(cfg, specs)
     parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, env, specs, aux)
+    for remark in aux.remarks(cfg.frames):
+        warnings.warn(f"loss {cfg.loss!r}: {remark}", stacklevel=2)
     weights = {"task": 1.0} | aux.reward_weights
     check_names("reward term", cfg.reward_weights, weights)
 
@@ -76,7 +90,7 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
         eval_env = make_env(cfg.task, num_envs=cfg.eval_episodes, seed=cfg.seed + 1_000_000, **common)
-        evaluator = Evaluator(eval_env, parts.acting, seed=cfg.seed + 1_000_000)
+        evaluator = Evaluator(eval_env, parts.acting, seed=cfg.seed + 1_000_000, team=cfg.team_reward)
     return Trainer(
         collector,
         parts.policy,
@@ -85,7 +99,7 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
         run=run,
         team_reward=cfg.team_reward,
         losses=[aux],
-        advantage=parts.advantage,
+        estimators=parts.estimators,
         refresh=parts.refresh,
         schedules=schedules,
         evaluate=evaluator,
@@ -107,12 +121,13 @@ def swap_flags(cfg: Config) -> str:
     swapped = dataclasses.replace(cfg, loss=other, loss_options={}, reward_weights={}, run_dir=None, resume=None,
                                   overwrite=False)
     named = ("task", "algorithm", "loss") + (("preset",) if cfg.preset != Config.preset else ())
-    return shlex.join(as_flags(swapped, Config(**overrides(cfg.algorithm, cfg.preset)), always=named))
+    return shlex.join(as_flags(swapped, untouched(swapped), always=named))
 
 
 def main() -> None:
     """The command line."""
-    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset", "resume"), prog="python -m recipes.cooperative")
+    cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="python -m recipes.cooperative")
+    check_resume(cfg, configure)
     plain = as_plain(cfg)  # before each process takes its own device
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
     path = (
@@ -121,7 +136,7 @@ def main() -> None:
         or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
     )
     run = Run(path, plain, resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
-              keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet)
+              keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet, no_resume=no_resume(cfg))
     trainer = make_trainer(cfg, run)
     if run.state is not None:
         trainer.load_state_dict(run.state)

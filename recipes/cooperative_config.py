@@ -13,13 +13,14 @@ class Config:
     """Cooperative multi-agent learning: one algorithm, one optional state-modelling loss, one task."""
 
     task: str = "vmas/navigation"
-    """Environment as family/name: vmas/<scenario>, pettingzoo/<module>, gymnasium/<id>."""
+    """Environment as family/name; families: vmas, particle, foraging, warehouse, pettingzoo, gymnasium."""
     algorithm: str = "mappo"
     """mappo, ippo, maa2c, ia2c (on-policy); qmix, vdn (discrete actions); maddpg (continuous actions)."""
     loss: str = "none"
-    """State-modelling loss that trains beside the algorithm: none, next_observation."""
+    """State-modelling loss that trains beside the algorithm: none, next_observation, smpe."""
     preset: str = "default"
-    """default; epymarl and benchmarl: the settings of those benchmarks for the chosen algorithm."""
+    """Settings of a benchmark (epymarl, benchmarl), or of loss smpe as published, printed, repaired: official, paper,
+    fixed."""
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 800_000
@@ -42,8 +43,12 @@ class Config:
     """Horizon of an episode; None takes the task's own."""
     truncate: bool = True
     """Time limits are truncations, which bootstrap; False treats them as terminations (some published numbers do)."""
+    whole_episodes: bool = False
+    """One episode per batch row, padded behind its end (EPyMARL's regime), instead of starting the next one at once."""
+    mask_padding: bool = True
+    """Leave padded steps out of running statistics and hash counts; False counts them, as published programs do."""
     team_reward: bool = False
-    """Train every agent on the sum of all agents' rewards."""
+    """Train every agent on the sum of all agents' rewards; returns are then reported for the team."""
 
     # networks
     share: Literal["all", "roles", "none"] = "all"
@@ -72,8 +77,8 @@ class Config:
     # returns
     gamma: float = 0.99
     """Discount per step."""
-    returns: Literal["gae", "nstep"] = "gae"
-    """Advantages by GAE, or by n-step returns."""
+    returns: Literal["gae", "nstep", "padded_nstep"] = "gae"
+    """Advantages by GAE, by n-step returns, or by those of the EPyMARL program (which needs whole_episodes)."""
     gae_lambda: float = 0.95
     """Lambda of GAE."""
     n_step: int = 5
@@ -81,7 +86,7 @@ class Config:
     normalize_advantage: Literal["none", "batch", "agent"] = "batch"
     """Standardise advantages over the batch, per agent, or not."""
     standardize_reward: bool = False
-    """Standardise rewards by running mean and deviation."""
+    """Standardise rewards by each agent's running mean and deviation."""
     target_tau: float | None = None
     """Bootstrap from a target critic that moves by this fraction per iteration; None uses the critic itself."""
     recompute_advantage: bool = False
@@ -90,6 +95,8 @@ class Config:
     # optimisation
     lr: float = 1e-3
     """Learning rate of Adam, for every network of the algorithm."""
+    critic_lr: float | None = None
+    """Learning rate of the critic; None takes lr."""
     lr_decay: Literal["none", "linear"] = "none"
     """Constant, or linearly to zero at the last frame."""
     adam_eps: float = 1e-5

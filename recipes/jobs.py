@@ -12,7 +12,7 @@ from pathlib import Path
 from tensordict.nn import TensorDictModule
 
 from envs import make_env
-from recipes.cooperative import configure
+from recipes.cooperative import CHOOSERS, configure
 from recipes.cooperative_config import Config
 from recipes.tables import TABLES
 from suite.config import parse_cli
@@ -44,7 +44,7 @@ class Job:
         path = Path(self.results) / self.table / f"{file_name(self.row, self.task)}.csv"
         if not path.exists():
             return False
-        cell = read_cell(path, table.mode, table.frames)
+        cell = read_cell(path, table.mode, table.frames_of(self.task))
         return self.seed in cell.runs and self.seed not in cell.incomplete
 
     def command(self) -> list[str]:
@@ -84,11 +84,11 @@ def run_job(job: Job) -> str:
 def random_return(table: str, task: str) -> float:
     """Mean return of uniformly random actions over 256 episodes: the zero of normalised scores."""
     flags = TABLES[table].flags(next(iter(TABLES[table].rows)), task)
-    cfg = parse_cli(configure, Config, choosers=("algorithm", "preset"), prog="", args=flags)
+    cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="", args=flags)
     env = make_env(task, num_envs=256, seed=0, max_steps=cfg.max_steps, **cfg.task_options)
     action = env.full_action_spec[ACTION]
     policy = TensorDictModule(lambda observation: action.rand(), in_keys=[OBSERVATION], out_keys=[ACTION])
-    return Evaluator(env, policy, seed=0).play(deterministic=False)["return"]
+    return Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)["return"]
 
 
 def evaluations(folder: Path, seed: int) -> list[Evaluation]:

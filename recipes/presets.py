@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.smpe_presets import SMPE
+from recipes.smpe_presets import settings as smpe_settings
+
 _CENTRAL, _LOCAL = {"centralized": True}, {"centralized": False}
 _A2C = {"clip": None, "epochs": 1, "minibatch_size": None, "steps": 10, "lr": 7e-4}
 _REPLAY = {"steps": 10, "num_envs": 32, "lr": 5e-4, "minibatch_size": 512, "gradient_steps": 10, "max_grad_norm": 10.0}
@@ -56,11 +59,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {name: {} for name in ALGORITHMS},
     "epymarl": {"mappo": _EPYMARL_PPO, "ippo": _EPYMARL_PPO, "maa2c": _EPYMARL_A2C, "ia2c": _EPYMARL_A2C},
     "benchmarl": {"mappo": _BENCHMARL, "ippo": _BENCHMARL},
-}
+} | {name: {"maa2c": _EPYMARL_A2C, "mappo": _EPYMARL_PPO} for name in SMPE}  # the program is built on EPyMARL's
 
 
-def overrides(algorithm: str, preset: str) -> dict[str, Any]:
-    """What an algorithm and a preset change in the Config; ValueError if the preset has no such algorithm."""
+def overrides(algorithm: str, preset: str, loss: str = "none", task: str = "") -> dict[str, Any]:
+    """What the four words change in the Config; ValueError if the preset has no such algorithm."""
     if algorithm not in PRESETS[preset]:
         raise ValueError(f"preset {preset!r} has no algorithm {algorithm!r}; it has {sorted(PRESETS[preset])}")
-    return ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm] | {"algorithm": algorithm, "preset": preset}
+    special = smpe_settings(preset, algorithm, loss, task) if preset in SMPE else {}
+    return (ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm] | special
+            | {"algorithm": algorithm, "preset": preset})
+
+
+def usual_algorithm(preset: str) -> str | None:
+    """The algorithm that a preset stands for if the user names none."""
+    return "maa2c" if preset in SMPE else None

@@ -3,6 +3,7 @@
     python -m recipes.speed                                  # collection
     python -m recipes.speed --benchmarl <python with it>     # and training against BenchMARL 1.5.2
     python -m recipes.speed --benchmarl make                 # makes that environment first (it needs torchrl < 0.12)
+    python -m recipes.speed --device cuda                    # the whole loop on a GPU, eager, compiled, graphs
 
 Every measurement runs in a fresh process with one thread; subjects take turns in rounds, and a ratio is taken inside
 one round. Printed: median of the rounds' ratios, with the smallest and largest.
@@ -10,8 +11,6 @@ one round. Printed: median of the rounds' ratios, with the smallest and largest.
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import venv
@@ -21,26 +20,15 @@ from statistics import mean, median
 import tyro
 from tqdm import tqdm
 
-from suite.config import run_cli
+from envs import resolve_device
+from recipes.speed_loop import MODES, TASKS, loop
+from recipes.speed_rounds import measure, ratio
+from suite.config import check_names, check_positive, run_cli
 
 COLLECT = [(scenario, num_envs, desynchronised) for scenario in ("simple_spread", "balance")
            for num_envs in (64, 512) for desynchronised in (False, True)]
 TRAIN = [(task, num_envs, minibatch) for task in ("navigation", "balance") for num_envs in (60, 300)
          for minibatch in (400, 4096)]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def measure(*command: str) -> object:
-    """The last line that a worker prints, as JSON; ValueError with its output if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def ratio(rounds: list[float]) -> str:
-    """Median and range of ratios."""
-    return f"{median(rounds):5.2f} ({min(rounds):.2f}-{max(rounds):.2f})"
 
 
 def collection(rounds: int, bar: tqdm) -> list[str]:
@@ -112,20 +100,35 @@ def make_environment(folder: Path) -> str:
 
 
 def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, iterations: int = 5,
-          collect: bool = True) -> None:
+          collect: bool = True, device: str | None = None, tasks: tuple[str, ...] = TASKS,
+          envs: tuple[int, ...] = (4096, 32768), steps: int = 100, modes: tuple[str, ...] = ()) -> None:
     """Measure and print.
 
     Args:
         rounds: interleaved repetitions.
         benchmarl: a Python with BenchMARL 1.5.2, or 'make'; None leaves the training comparison out.
-        epochs: epochs of the training comparison.
+        epochs: epochs of the training comparison, and of the loop.
         iterations: training iterations per run.
-        collect: measure collection.
+        collect: measure collection; not with a device.
+        device: measure the whole loop on this device: cuda, or cpu with small sizes.
+        tasks: tasks of the loop.
+        envs: numbers of environments of the loop.
+        steps: steps per batch of the loop.
+        modes: eager, compile, graphs; none given takes all that the device can do.
     """
+    check_positive({"rounds": rounds, "iterations": iterations})
+    check_names("mode", modes, MODES)
+    if device is not None:
+        kind = resolve_device(device).type
+        modes = modes or tuple(mode for mode in MODES if kind == "cuda" or mode != "graphs")
+        with tqdm(total=rounds * len(tasks) * len(envs) * len(modes), unit="process") as bar:
+            lines = loop(rounds, device, tasks, envs, modes, steps, epochs, iterations, bar)
+        print("\n".join(lines))
+        return
     if benchmarl == "make":
         benchmarl = make_environment(Path("runs") / "benchmarl-env")
-    steps = rounds * (len(COLLECT) * 3 * collect + len(TRAIN) * 2 * (benchmarl is not None))
-    with tqdm(total=steps, unit="process") as bar:
+    workers = rounds * (len(COLLECT) * 3 * collect + len(TRAIN) * 2 * (benchmarl is not None))
+    with tqdm(total=workers, unit="process") as bar:
         lines = collection(rounds, bar) if collect else []
         lines += training(rounds, benchmarl, epochs, iterations, bar) if benchmarl else []
     print("\n".join(lines))

@@ -14,14 +14,31 @@ class Table:
     recipe: str
     rows: dict[str, list[str]]
     tasks: dict[str, list[str]]
-    frames: int
+    frames: int | dict[str, int]
     mode: Literal["sampled", "greedy"] = "greedy"
     notes: list[str] = field(default_factory=list)
 
+    evaluations: int = 10
+
+    def frames_of(self, task: str) -> int:
+        """Frames of one run on a task."""
+        return self.frames[task] if isinstance(self.frames, dict) else self.frames
+
     def flags(self, row: str, task: str) -> list[str]:
         """The recipe's flags of one cell, without seed and folder."""
-        return ["--task", task, *self.rows[row], *self.tasks[task], "--frames", str(self.frames), "--evaluations", "10"]
+        return ["--task", task, *self.rows[row], *self.tasks[task], "--frames", str(self.frames_of(task)),
+                "--evaluations", str(self.evaluations)]
 
+
+_FORAGING = ["foraging/2s-9x9-3p-2f-coop", "foraging/4s-11x11-3p-2f-coop", "foraging/2s-12x12-2p-2f-coop",
+             "foraging/7s-20x20-5p-3f-coop"]
+_WAREHOUSE = ["warehouse/tiny-2ag-hard", "warehouse/tiny-4ag-hard", "warehouse/small-4ag-hard"]
+_SPREAD = [f"particle/spread-{n}" for n in (3, 4, 5, 8)]
+_SMPE = ["--loss", "smpe", "--preset"]
+_TEAM = ("Return is the team's (sum over agents) undiscounted return of 100 fresh episodes with sampled actions, as "
+         "the paper reports it.")
+_PARALLEL = ["--num-envs", "128", "--steps", "50", "--minibatch-size", "1600", "--team-reward"]
+_SMALL = ["foraging/2s-8x8-2p-2f-coop", "foraging/2s-9x9-3p-2f-coop"]
 
 TABLES = {
     "cooperative": Table(
@@ -33,4 +50,37 @@ TABLES = {
         notes=["Default settings of the recipe for every cell; no number was tuned to a task.",
                "Return is the mean over agents of the undiscounted sum of rewards, greedy actions, 32 fresh episodes "
                "of the final policy."]),
+    # the paper's protocol; --rows, --tasks and --seeds choose a part of it
+    "smpe": Table(
+        title="State modelling (SMPE²), the paper's protocol",
+        recipe="recipes.cooperative",
+        rows={"MAA2C": ["--preset", "epymarl", "--algorithm", "maa2c"],
+              "MAPPO": ["--preset", "epymarl", "--algorithm", "mappo"],
+              "SMPE2-official": [*_SMPE, "official"], "SMPE2-paper": [*_SMPE, "paper"],
+              "SMPE2-fixed": [*_SMPE, "fixed"], "SMPE2-PPO": [*_SMPE, "fixed", "--algorithm", "mappo"]},
+        tasks={task: ["--eval-episodes", "100"] for task in (*_FORAGING, *_WAREHOUSE, *_SPREAD)},
+        frames={task: 40_050_000 if task in _WAREHOUSE else 10_050_000 for task in (*_FORAGING, *_WAREHOUSE, *_SPREAD)},
+        evaluations=200, mode="sampled", notes=[_TEAM]),
+    "smpe_small": Table(
+        title="State modelling (SMPE²) in two regimes, as far as two cores go",
+        recipe="recipes.cooperative",
+        rows={"MAA2C": ["--preset", "epymarl", "--algorithm", "maa2c"], "SMPE2-official": [*_SMPE, "official"],
+              "SMPE2-fixed": [*_SMPE, "fixed"], "MAPPO-128": _PARALLEL,
+              "SMPE2-PPO-128": [*_PARALLEL, "--loss", "smpe"]},
+        tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
+        frames=500_000, mode="sampled",
+        notes=[_TEAM, "The first three rows update after every 10 episodes with GRU actors (the paper's regime), the "
+               "last two after every 6,400 frames of 128 environments with feed-forward actors.",
+               "In SMPE2-official padded steps behind an episode's end count as frames."]),
+    "smpe_ablations": Table(
+        title="What each part of SMPE² contributes",
+        recipe="recipes.cooperative",
+        rows={"SMPE2-PPO": [*_PARALLEL, "--loss", "smpe"]} | {
+            f"without-{what}": [*_PARALLEL, "--loss", "smpe", "--loss-options", option] for what, option in {
+                "novelty": "novelty=0.0", "filters": "filters=False", "KL": "kl_coef=0.0",
+                "filter-norm": "norm_coef=0.0", "filtered-critic": "filtered_critic=False", "belief": "use_belief=False"}.items()} | {
+            "observation-novelty": [*_PARALLEL, "--loss", "smpe", "--loss-options", "novelty=0.0",
+                                        "observation_novelty=0.1"]},
+        tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
+        frames=500_000, mode="sampled", notes=[_TEAM]),
 }

@@ -19,7 +19,7 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 
 from suite.modules.lowered import Lowered
 from suite.modules.policies import hidden_shapes
-from suite.specs import GROUP, HIDDEN, IS_INIT, REWARD
+from suite.specs import ALIVE, GROUP, HIDDEN, IS_INIT, REWARD
 
 DONE_KEYS = ("done", "terminated", "truncated")
 
@@ -181,20 +181,26 @@ def _text(key: NestedKey) -> str:
 
 
 class EpisodeStatistics:
-    """Returns and lengths of the episodes that ended inside each batch, whatever collector made it."""
+    """Returns and lengths of the episodes that ended inside each batch, whatever collector made it.
 
-    def __init__(self):
-        self.open: Tensor | None = None  # [N, 2]: return (mean over agents) and length of the running episodes
+    ``team``: returns are sums over the agents instead of means. Steps without a living agent do not count as length.
+    """
+
+    def __init__(self, *, team: bool = False):
+        self.team = team
+        self.open: Tensor | None = None  # [N, 2]: return and length of the running episodes
 
     @torch.no_grad()
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Sums over the episodes that ended, without host synchronisation: ``return``, ``length`` and ``count``."""
-        reward = batch["next", *REWARD].mean((-2, -1))
+        reward = batch["next", *REWARD]
+        reward = reward.sum((-2, -1)) if self.team else reward.mean((-2, -1))
+        here = batch[ALIVE].any(-1).to(reward.dtype) if ALIVE in batch.keys(True) else torch.ones_like(reward)
         done = batch["next", "done"]
         if self.open is None:
             self.open = reward.new_zeros(len(reward), 2)
         self.open = self.open.to(reward.device)  # a loaded state comes from the CPU
-        total = self.open.unsqueeze(1) + torch.stack([reward, torch.ones_like(reward)], -1).cumsum(1)  # [N, T, 2]
+        total = self.open.unsqueeze(1) + torch.stack([reward, here], -1).cumsum(1)  # [N, T, 2]
         # what had been summed up when the row's previous episode ended: the latest `total` at a done before each step
         index = torch.arange(reward.shape[1], device=reward.device).unsqueeze(-1)
         latest = torch.where(done, index, -1).cummax(1).values

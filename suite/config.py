@@ -45,7 +45,8 @@ def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, c
     """Read a config from the command line.
 
     The flags named in ``choosers`` (such as ``algorithm`` and ``preset``) are read first; ``make_default`` turns them
-    into the config whose values every other flag then overrides.
+    into the config whose values every other flag then overrides; options given by name are added to its own,
+    an option flag without any clears them.
     """
     args = sys.argv[1:] if args is None else args
     chosen = {}
@@ -56,7 +57,11 @@ def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, c
                     chosen[name] = args[k + 1]
                 elif word.startswith(flag + "="):
                     chosen[name] = word.partition("=")[2]
-    return tyro.cli(config, prog=prog, default=make_default(chosen), args=args)
+    default = make_default(chosen)
+    config = tyro.cli(config, prog=prog, default=default, args=args)
+    named = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: getattr(default, name) | given for name, given in named.items()
+                                          if isinstance(given, dict) and given})
 
 
 def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:

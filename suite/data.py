@@ -108,8 +108,8 @@ class Replay(DataSource):
                  device: torch.device | str):
         if not 0 < size <= warmup <= capacity:
             raise ValueError(f"replay needs 0 < size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
-        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device), batch_size=size)
-        self.capacity, self.steps, self.warmup, self.keys = capacity, steps, warmup, list(keys)
+        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
+        self.capacity, self.steps, self.size, self.warmup, self.keys = capacity, steps, size, warmup, list(keys)
 
     def with_epochs(self, epochs: int) -> ReplayView:
         """A view of the same buffer with ``epochs`` times the samples per batch."""
@@ -124,10 +124,11 @@ class Replay(DataSource):
         """Yield ``steps`` samples of ``size`` frames, or none during the warm-up."""
         yield from self.samples(self.steps)
 
-    def samples(self, steps: int) -> Iterator[TensorDictBase]:
-        """Yield ``steps`` samples, or none during the warm-up."""
-        for _ in range(steps if len(self.buffer) >= self.warmup else 0):
-            yield self.buffer.sample()
+    def samples(self, steps: int, size: int | None = None) -> Iterator[TensorDictBase]:
+        """Yield ``steps`` samples of ``size`` frames (None: the source's), or none during the warm-up."""
+        if len(self.buffer) >= self.warmup:
+            size = size or self.size
+            yield from self.buffer.sample(steps * size).split(size)  # one draw of all costs a fraction of many draws
 
     def state_dict(self) -> dict[str, Any]:
         """Contents and write position."""

@@ -54,13 +54,18 @@ def average_gradients(params: Sequence[nn.Parameter]) -> None:
         param.grad = part.view_as(param).clone()
 
 
-def average(x: Tensor) -> Tensor:
-    """Mean of a tensor over processes."""
+def total(x: Tensor) -> Tensor:
+    """Sum of a tensor over processes."""
     if world_size() == 1:
         return x
     x = x.clone()
     dist.all_reduce(x)
-    return x / world_size()
+    return x
+
+
+def average(x: Tensor) -> Tensor:
+    """Mean of a tensor over processes."""
+    return x if world_size() == 1 else total(x) / world_size()
 
 
 def moments(x: Tensor, dims: Sequence[int], mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from suite.modules.lowered import Lowered
@@ -20,15 +21,16 @@ class Evaluator:
         env: an environment used for nothing else; ``num_envs`` is the number of episodes.
         policy: evaluated as it is at the time of the call.
         seed: seed of the episodes and of sampled actions.
+        team: returns are sums over the agents instead of means.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, seed: int):
-        self.env, self.lowered, self.seed = env, Lowered(policy), seed
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, seed: int, team: bool = False):
+        self.env, self.lowered, self.seed, self.team = env, Lowered(policy), seed, team
         self.hidden = hidden_shapes(policy)
         self.start = env.state_dict()  # some simulators remember earlier episodes
 
     def __call__(self) -> dict[str, float]:
-        """Mean return (over agents and episodes) of sampled and of greedy actions, and the episode length."""
+        """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length."""
         sampled, greedy = self.play(deterministic=False), self.play(deterministic=True)
         return {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
 
@@ -56,7 +58,7 @@ class Evaluator:
                 frames.append(self.env.render_frame(0, size=size))
             tensors = self.lowered(dict(current), deterministic=deterministic)
             out = self.env.step_tensors({key: tensors[key] for key in self.env.action_keys})
-            total += out[REWARD].mean((-2, -1)) * running
+            total += self._reward(out[REWARD]) * running
             length += running
             running = running & ~out["done"].squeeze(-1)
             if not running.any():  # one question per step: evaluation is not the hot path
@@ -68,6 +70,9 @@ class Evaluator:
                 key: tensors[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.hidden
             } | {IS_INIT: torch.zeros_like(out["done"])}
         return {"return": total.mean().item(), "length": length.mean().item()}
+
+    def _reward(self, reward: Tensor) -> Tensor:
+        return reward.sum((-2, -1)) if self.team else reward.mean((-2, -1))
 
     def video(self, path: str | Path, *, size: tuple[int, int] | None = None, seconds_per_frame: float = 0.05) -> Path:
         """Write a GIF of one greedy episode."""

@@ -16,12 +16,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
 from torchrl.record import CSVLogger, TensorboardLogger
+from torchrl.record.loggers.common import Logger
 from tqdm import tqdm
 
 from suite import distributed
@@ -44,10 +47,12 @@ class Run:
         overwrite: delete the run that is there.
         loggers: names out of ``LOGGERS``.
         quiet: no progress bar.
+        no_resume: why this run could not be resumed, said before it begins and instead of the command at its end.
     """
 
     def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False, overwrite: bool = False,
-                 loggers: Sequence[str] = ("csv", "tensorboard"), keep_checkpoints: int = 2, quiet: bool = False):
+                 loggers: Sequence[str] = ("csv", "tensorboard"), keep_checkpoints: int = 2, quiet: bool = False,
+                 no_resume: str | None = None):
         self.path, self.config = Path(path), config
         self.first = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.path / "checkpoints", rank=distributed.rank(), keep=keep_checkpoints)
@@ -58,7 +63,9 @@ class Run:
         self.state = self._resume() if resume else None
         if not resume and self.first:
             _check_free(self.path, overwrite)
-        self.logger_names, self.loggers, self.quiet = tuple(loggers), [], quiet
+        # a name given twice would write every row twice
+        self.logger_names, self.loggers, self.quiet = tuple(dict.fromkeys(loggers)), [], quiet
+        self.no_resume = no_resume
         self.shown: dict[str, float] = {}
         self.evaluations: list[tuple[int, float]] = [] if self.state is None else list(self.state["evaluations"])
         self._signal: int | None = None
@@ -66,6 +73,8 @@ class Run:
     # ------------------------------------------------------------------ creating and resuming
 
     def _resume(self) -> dict[str, Any] | None:
+        if reason := self.stored.get("no_resume"):
+            raise ValueError(f"{self.path} cannot be resumed: {reason}")
         stored = self.stored["config"] | {"processes": self.stored["processes"]}
         given = self.config | {"processes": distributed.world_size()}
         if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in given.items()
@@ -79,7 +88,7 @@ class Run:
 
     def _write_config(self) -> None:
         now = {"versions": versions(), "commit": commit(), "command": " ".join(sys.argv)}
-        record = {"config": self.config, "processes": distributed.world_size()}
+        record = {"config": self.config, "processes": distributed.world_size(), "no_resume": self.no_resume}
         if self.stored is None:
             record |= now
         else:
@@ -135,8 +144,9 @@ class Run:
             except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
                 lines.append(f"video    none: {error}")
         more = "" if stopped else f" --frames {2 * trainer.frames}"
+        resume = f"python -m {module} --resume {self.path}{more}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
-                  f"resume   python -m {module} --resume {self.path}" + more,
+                  f"resume   {resume if self.no_resume is None else f'not possible: {self.no_resume}'}",
                   f"swap     python -m {module} {swap}"]
         print("\n".join(lines))
 
@@ -150,10 +160,14 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write_config()
                 # a run at its first frame evaluates again
-                _trim(self.path / "metrics" / "scalars", -1 if self.state is None else self.state["frames"] or -1)
-                self.loggers = [_make_logger(name, self.path) for name in self.logger_names]
+                kept = -1 if self.state is None else self.state["frames"] or -1
+                _trim(self.path / "metrics" / "scalars", kept)
+                purge = None if self.stored is None else kept + 1
+                self.loggers = [_make_logger(name, self.path, purge) for name in self.logger_names]
             except OSError as error:
                 raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
+            if self.no_resume is not None:
+                print(f"note: this run cannot be resumed: {self.no_resume}", file=sys.stderr)
         self.bar = tqdm(total=self.config.get("frames"), unit="frame", unit_scale=True, dynamic_ncols=True,
                         initial=0 if self.state is None else self.state["frames"], disable=self.quiet or not self.first)
         self.state = None  # the trainer has taken it
@@ -224,17 +238,35 @@ def _git(*command: str) -> str:
     return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _make_logger(name: str, path: Path):
+class _Board(TensorboardLogger):
+    """TorchRL's logger on a writer that hides what was logged from ``purge_step`` on: a resumed run logs it again."""
+
+    def __init__(self, path: Path, purge_step: int | None):
+        self.purge_step = purge_step
+        super().__init__(exp_name="metrics", log_dir=str(path))
+
+    def _create_experiment(self) -> SummaryWriter:
+        writer = SummaryWriter(log_dir=str(Path(self.log_dir) / self.exp_name), purge_step=self.purge_step)
+        writer.flush()  # hidden from now on, not only once the resumed run has logged
+        return writer
+
+
+def _make_logger(name: str, path: Path, purge_step: int | None) -> Logger:
     if name == "csv":
         return CSVLogger(exp_name="metrics", log_dir=str(path))
     if name == "tensorboard":
-        return TensorboardLogger(exp_name="metrics", log_dir=str(path))
+        return _Board(path, purge_step)
     from torchrl.record import WandbLogger
 
+    (path / "metrics").mkdir(exist_ok=True)
+    file = path / "metrics" / "wandb.id"  # a resumed run goes on in the same W&B run
+    if not file.exists():
+        _write(file, uuid.uuid4().hex[:12])
     try:
-        return WandbLogger(exp_name=str(path), project="cooperative")
+        return WandbLogger(exp_name=str(path), project="cooperative", save_dir=str(path / "metrics"),
+                           id=file.read_text(), config=stored_run(path)["config"])
     except ImportError as error:
-        raise ValueError(f"logger 'wandb' needs its package, pip install murmur-rl[wandb]: {error}") from error
+        raise ValueError(f"logger 'wandb' needs the extra: pip install -e '.[wandb]' ({error})") from error
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -243,9 +275,12 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not path.is_dir():
         raise ValueError(f"{path} is a file; name a folder with --run-dir")
     if any(path.iterdir()):
+        is_run = (path / "config.json").exists()
         if not overwrite:
-            raise ValueError(f"{path} exists: continue it with --resume {path}, or replace it with --overwrite")
-        if not (path / "config.json").exists():
+            reason = stored_run(path).get("no_resume") if is_run else None
+            way = f"continue it with --resume {path}, or" if reason is None else f"it cannot be resumed ({reason});"
+            raise ValueError(f"{path} exists: {way} replace it with --overwrite")
+        if not is_run:
             raise ValueError(f"{path} is not a run folder (it has no config.json), so --overwrite does not delete it")
 
 

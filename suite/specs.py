@@ -34,7 +34,7 @@ class Specs:
 
     ``action_dim`` is the number of choices of a discrete action, else the length of a continuous one; ``low`` and
     ``high`` are the bounds [A, act] of a continuous action; ``agent_types`` holds one role number per agent; ``alive``
-    is the key of a bool [..., A] where agents can die early.
+    is the key of a bool [..., A] where agents can die early; ``horizon`` is the time limit of an episode in steps.
     """
 
     n_agents: int
@@ -45,6 +45,7 @@ class Specs:
     has_mask: bool = False
     alive: tuple[str, str] | None = None
     state_dim: int | None = None
+    horizon: int | None = None
     low: Tensor | None = None
     high: Tensor | None = None
 
@@ -62,7 +63,8 @@ class Specs:
         common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys,
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
                       alive=ALIVE if ALIVE in keys else None,
-                      state_dim=observations[STATE].shape[-1] if STATE in keys else None)
+                      state_dim=observations[STATE].shape[-1] if STATE in keys else None,
+                      horizon=getattr(env, "max_steps", None))
         if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
             return cls(action_dim=action.space.n, discrete=True, **common)
         if isinstance(action, Bounded):

@@ -24,11 +24,11 @@ class Trainer:
     Args:
         collector: iterable of batches [N, T] with ``frames``, ``total_frames``, ``state_dict``.
         policy: the module that acts; saved, evaluated, and checked for parameters nobody trains.
-        updates: run in the order of the list.
+        updates: run in the order of the list; those that are ``early`` before the rewards are combined.
         reward_weights: {term: weight}; the term ``task`` is the environment's reward.
-        team_reward: give every agent the sum of all agents' task rewards.
-        losses: losses that may add reward terms and are refreshed after the updates.
-        advantage: TorchRL value estimator that writes advantages and value targets; None off-policy.
+        team_reward: give every agent the sum of all agents' task rewards, and report returns of the team.
+        losses: losses that may add reward terms; told of each batch before the updates, and again after them.
+        estimators: TorchRL value estimators that write advantages and value targets; none off-policy.
         refresh: functions of the batch called after the updates (schedules, target networks); what they change must
             be saved by the module it belongs to.
         schedules: functions of the share of frames done when an iteration begins, called before its updates.
@@ -47,7 +47,7 @@ class Trainer:
         run,
         team_reward: bool = False,
         losses: Sequence = (),
-        advantage: Any = None,
+        estimators: Sequence = (),
         refresh: Sequence[Callable] = (),
         schedules: Sequence[Callable[[float], None]] = (),
         evaluate: Callable[[], dict[str, float]] | None = None,
@@ -55,18 +55,22 @@ class Trainer:
         checkpoint_every: int = 0,
     ):
         self.collector, self.policy, self.updates, self.losses = collector, policy, list(updates), list(losses)
+        names = [update.name for update in self.updates]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several updates are named {twice}: their metrics and checkpoints would overwrite others")
         self.reward_weights, self.team_reward = reward_weights, team_reward
-        self.advantage, self.sources = advantage, list(dict.fromkeys(update.data.owner for update in updates))
+        self.estimators, self.sources = list(estimators), list(dict.fromkeys(u.data.owner for u in updates))
+        self.early_sources = list(dict.fromkeys(u.data.owner for u in updates if u.early))
         self.refresh, self.schedules, self.run, self.evaluate = list(refresh), list(schedules), run, evaluate
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
-        self.episodes = EpisodeStatistics()
+        self.episodes = EpisodeStatistics(team=team_reward)
         self.iteration, self.seconds = 0, 0.0
         check_ownership(self.updates, [self.policy, *self.losses])
 
     def train(self) -> None:
         """Run to the collector's last frame; a stop request or an error leaves a checkpoint of a finished iteration."""
-        learned = [self.policy, *(loss for update in self.updates for loss in update.losses), self.advantage]
-        distributed.broadcast([module for module in learned if module is not None])
+        learned = [self.policy, *self.losses, *(loss for u in self.updates for loss in u.losses), *self.estimators]
+        distributed.broadcast(learned)
         if self.iteration == 0:
             self._evaluate()
             self._checkpoint()
@@ -101,11 +105,17 @@ class Trainer:
 
     def iterate(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Everything that one batch [N, T] causes; metrics as 0-d tensors, without host synchronisation."""
-        metrics = self.prepare(batch)
+        self.receive(batch)
         for schedule in self.schedules:
             schedule((self.collector.frames - batch.numel()) / self.collector.total_frames)
-        for update in self.updates:
-            if self.iteration % update.every == 0:
+        due = [update for update in self.updates if self.iteration % update.every == 0]
+        metrics = {}
+        for update in due:
+            if update.early:
+                metrics |= update.run(batch)
+        metrics |= self.prepare(batch)
+        for update in due:
+            if not update.early:
                 metrics |= update.run(batch)
         for function in (*self.refresh, *(loss.refresh for loss in self.losses)):
             function(batch)
@@ -113,13 +123,24 @@ class Trainer:
         return metrics
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Write what the losses read: per-agent dones, the weighted reward, advantages; fill the data sources."""
+    def receive(self, batch: TensorDictBase) -> None:
+        """Write per-agent dones, let the losses take note, and fill the sources of the early updates."""
         task, left = batch["next", *REWARD], False
         if ALIVE in batch.keys(True):  # an agent that leaves early has terminated, whatever the others do
             left = (batch[ALIVE] & ~batch["next", *ALIVE]).unsqueeze(-1)
         for source, key in (("done", DONE), ("terminated", TERMINATED)):
             batch["next", *key] = batch["next", source].unsqueeze(-2).expand(task.shape) | left
+        for loss in self.losses:
+            loss.receive(batch)
+        for source in self.early_sources:
+            source.extend(batch)
+
+    @torch.no_grad()
+    def prepare(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Write what the losses read: features, the weighted reward, advantages; fill the other data sources."""
+        task = batch["next", *REWARD]
+        for encoder in (encoder for loss in self.losses if loss.reencode for encoder in loss.encoders):
+            encoder(batch)
         metrics = {f"episode/{name}": value for name, value in self.episodes(batch).items()}
         terms = {"task": task.sum(-2, keepdim=True).expand_as(task) if self.team_reward else task}
         for loss in self.losses:
@@ -130,10 +151,11 @@ class Trainer:
         if missing := sorted(self.reward_weights.keys() - terms.keys()):
             raise ValueError(f"reward_weights names {missing}, but the terms are {sorted(terms)}")
         batch["next", *REWARD] = sum(weight * terms[name] for name, weight in self.reward_weights.items())
-        if self.advantage is not None:
-            self.advantage(batch)
+        for estimator in self.estimators:
+            estimator(batch)
         for source in self.sources:
-            source.extend(batch)
+            if source not in self.early_sources:
+                source.extend(batch)
         return metrics | {f"reward/{name}": value.mean() for name, value in terms.items()}
 
     # ------------------------------------------------------------------ logging, checks, checkpoints
@@ -164,14 +186,12 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the future of the run, as nested dicts of tensors and plain numbers."""
-        state = {"policy": dict(self.policy.state_dict()), "updates": {u.name: u.state_dict() for u in self.updates},
+        return {"policy": dict(self.policy.state_dict()), "updates": {u.name: u.state_dict() for u in self.updates},
                  "losses": [dict(loss.state_dict()) for loss in self.losses],
                  "sources": [source.state_dict() for source in self.sources], "collector": self.collector.state_dict(),
                  "episodes": self.episodes.state_dict(),
+                 "estimators": [dict(estimator.state_dict()) for estimator in self.estimators],
                  "random": random_state(), "iteration": self.iteration, "seconds": self.seconds}
-        if self.advantage is not None:
-            state["advantage"] = self.advantage.state_dict()
-        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called; on CPU to the last bit."""
@@ -182,8 +202,8 @@ class Trainer:
             loss.load_state_dict(saved)
         self.collector.load_state_dict(state["collector"])
         self.episodes.load_state_dict(state["episodes"])
-        if self.advantage is not None:
-            self.advantage.load_state_dict(state["advantage"])
+        for estimator, saved in zip(self.estimators, state["estimators"], strict=True):
+            estimator.load_state_dict(saved)
         for source, saved in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(saved)
         self.iteration, self.seconds = state["iteration"], state["seconds"]

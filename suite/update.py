@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +20,11 @@ class Update:
         name: prefix of its metrics.
         losses: {part: loss or list of losses}; a part has one optimiser and one gradient clipping.
         data: source of minibatches; see `suite.data`.
-        optimizer: function of a list of parameters, or {part: function}.
-        max_grad_norm: clipping per part; None does not clip.
+        optimizer: function of a list of parameters, or {part: function, or an optimizer that another update has too}.
+        max_grad_norm: clipping per part, or {part: clipping}; None does not clip.
         every: run only at every that many iterations.
+        early: run before rewards are combined and advantages estimated (which the losses then cannot read).
+        shared: parts that another update trains as well, on purpose.
         targets: objects with ``step()``, called after each optimiser step (soft or hard target updates).
         compile: options of ``torch.compile`` for the losses' forward pass; None runs it eagerly.
         autocast: dtype of autocast in the losses; None for none.
@@ -35,14 +36,16 @@ class Update:
         losses: dict[str, Any],
         data: DataSource,
         *,
-        optimizer: Callable | dict[str, Callable],
-        max_grad_norm: float | None,
+        optimizer: Callable | dict[str, Callable | torch.optim.Optimizer],
+        max_grad_norm: float | dict[str, float | None] | None,
         every: int = 1,
+        early: bool = False,
+        shared: Collection[str] = (),
         targets: Sequence = (),
         compile: dict[str, Any] | None = None,
         autocast: torch.dtype | None = None,
     ):
-        self.name, self.data, self.max_grad_norm, self.every, self.targets = name, data, max_grad_norm, every, targets
+        self.name, self.data, self.every, self.targets, self.early = name, data, every, targets, early
         self.parts = {
             part: list(group) if isinstance(group, (list, tuple)) else [group] for part, group in losses.items()
         }
@@ -50,7 +53,11 @@ class Update:
         self.keys = list(dict.fromkeys(key for loss in self.losses for key in loss.in_keys))
         self.params = _owned(self.parts)
         make = optimizer if isinstance(optimizer, dict) else dict.fromkeys(self.params, optimizer)
-        self.optimizers = {part: make[part](params) for part, params in self.params.items() if params}
+        self.optimizers = {part: make[part] if isinstance(make[part], torch.optim.Optimizer) else make[part](params)
+                           for part, params in self.params.items() if params}
+        clipping = max_grad_norm if isinstance(max_grad_norm, dict) else dict.fromkeys(self.params, max_grad_norm)
+        self.max_grad_norm = {part: clipping[part] for part in self.optimizers}
+        self.shared = set(shared)
         self.autocast = autocast
         self.device_type = next((p.device.type for group in self.params.values() for p in group), "cpu")
         self.compute = self._compute if compile is None else torch.compile(self._compute, **compile)
@@ -73,7 +80,10 @@ class Update:
         total.backward()
         for part, optimizer in self.optimizers.items():
             distributed.average_gradients(self.params[part])
-            norm = nn.utils.clip_grad_norm_(self.params[part], self.max_grad_norm or math.inf)
+            grads = [param.grad for param in self.params[part] if param.grad is not None]
+            norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=total.device)
+            if self.max_grad_norm[part] is not None:
+                nn.utils.clip_grads_with_norm_(self.params[part], self.max_grad_norm[part], norm)
             out["grad_norm" if len(self.optimizers) == 1 else f"grad_norm_{part}"] = norm
             optimizer.step()
         for target in self.targets:
@@ -81,16 +91,18 @@ class Update:
         return out
 
     def _compute(self, minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        total, out = 0.0, {}
+        total, out, owners = 0.0, {}, {}
         for part, group in self.parts.items():
             for loss in group:
                 for key, value in loss(minibatch).items():
                     if key.startswith("loss_"):
                         total = total + value
                     name = key if key not in out else f"{key}_{part}"
-                    assert name not in out, (
-                        f"update {self.name!r} has two metrics {name!r}: give its losses other parts"
-                    )
+                    owner = f"{type(loss).__name__} in part {part!r}"
+                    if name in out:
+                        raise ValueError(f"update {self.name!r} has two metrics {name!r}, from {owners[name]} and from "
+                                         f"{owner}: rename one, or give the losses other parts")
+                    owners[name] = owner
                     out[name] = value.detach().float().mean()
         return total, out
 
@@ -108,11 +120,14 @@ class Update:
 
 
 def check_ownership(updates: Sequence[Update], modules: Sequence[nn.Module]) -> None:
-    """ValueError if a parameter has two optimisers, or a trainable one of ``modules`` and the losses has none."""
+    """ValueError if a parameter has two optimisers, or a trainable one of ``modules`` and the losses has none.
+
+    Parts that an update declares as shared have another update as their owner.
+    """
     owner: dict[nn.Parameter, tuple[str, Any]] = {}
     for update in updates:
         for part, optimizer in update.optimizers.items():
-            for param in update.params[part]:
+            for param in () if part in update.shared else update.params[part]:
                 name, other = owner.setdefault(param, (f"{update.name}/{part}", optimizer))
                 if other is not optimizer:
                     raise ValueError(

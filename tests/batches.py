@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from tensordict import TensorDict
 
+from suite.data import Sequences
+from suite.losses import Returns, SMPELoss
+from suite.modules import make_actor, make_critic
 from suite.modules.policies import CRITIC_HIDDEN
 from suite.specs import (
     ACTION,
@@ -29,12 +34,17 @@ torch.set_num_threads(1)
 
 def make_specs(kind: str = "continuous", *, n_agents: int = 3, types=None, state: bool = True, **options) -> Specs:
     """Sizes of a made-up task with 4 observations: 5 choices, or 2 numbers with bounds that differ between agents."""
-    common = dict(n_agents=n_agents, obs_dim=4, agent_types=tuple(types or (0,) * n_agents),
+    common = dict(n_agents=n_agents, obs_dim=4, horizon=6, agent_types=tuple(types or (0,) * n_agents),
                   state_dim=6 if state else None, **options)
     if kind == "continuous":
         low = -torch.arange(1.0, n_agents + 1).unsqueeze(-1).expand(-1, 2)
         return Specs(action_dim=2, discrete=False, low=low, high=-2 * low, **common)
     return Specs(action_dim=5, discrete=True, has_mask=kind == "masked", **common)
+
+
+# options that bring a state model's rare trainings into a few frames
+STATE_MODEL_OPTIONS = {"smpe": dict(encode_every=1, encode_steps=3, encode_rows=4, memory=20, latent_dim=3,
+                                    copy_every=2)}
 
 
 def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, critic_rows: int = 0) -> TensorDict:
@@ -88,3 +98,17 @@ def assert_unchanged(td: TensorDict, before: TensorDict) -> None:
     assert names[0] == names[1], f"keys were added or removed: {names[0] ^ names[1]}"
     for key in before.keys(True, True):
         assert torch.equal(td[key], before[key]), f"{key} was overwritten"
+
+
+def compose_smpe(specs: Specs, **options):
+    """An SMPE2 loss with its return estimators and updates, an actor that reads its belief, and a central critic."""
+    options = dict(latent_dim=3, encode_every=1, encode_steps=2, encode_rows=4) | options
+    loss = SMPELoss(specs, **options)
+    common = dict(share="all", agent_id=True, activation="relu", init="default", device="cpu", cells=[8])
+    new_critic = partial(make_critic, **common)
+    actor = make_actor(specs, loss.features, recurrent_dim=0, head="normal", state_dependent_scale=False, **common)
+    critic = new_critic(specs, {}, centralized=True, recurrent_dim=0)
+    make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=3, target_tau=0.1, mask=specs.alive)
+    estimators = loss.estimators(make_returns, new_critic, critic)
+    updates = loss.updates("smpe", Sequences(1), optimizer=partial(torch.optim.Adam, lr=1e-3), max_grad_norm=10.0)
+    return loss, estimators, updates, actor, critic

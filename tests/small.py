@@ -6,6 +6,7 @@ import recipes.cooperative as recipe
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, overrides
 from suite.run import MemoryRun
+from tests.batches import STATE_MODEL_OPTIONS
 from tests.toy import ToyEnv
 
 TOY = "toy/walk"
@@ -18,19 +19,30 @@ def make_toy(task, *, num_envs, device, seed, max_steps, truncate, **options):
 
 def config(algorithm="mappo", preset="default", **changes):
     """Two iterations of 4 environments x 5 steps, small networks."""
-    tiny = dict(task=TOY, num_envs=4, steps=5, frames=40, actor_cells=(8,), critic_cells=(8,),
-                eval_episodes=2, evaluations=1, quiet=True)
-    chosen = overrides(algorithm, preset)
+    tiny = dict(task=TOY, num_envs=4, steps=5, frames=40, actor_cells=(8,), eval_episodes=2, evaluations=1, quiet=True)
+    loss = changes.get("loss", "none")
+    chosen = overrides(algorithm, preset, loss)
     if chosen.get("actor_recurrent_dim"):
         tiny["actor_recurrent_dim"] = 6
     replayed = ALGORITHMS[algorithm][0] != "on_policy"
     if replayed:
-        tiny |= dict(mixer_dim=4, buffer_size=60, warmup=10, minibatch_size=10, gradient_steps=2, exploration_frames=30)
+        tiny |= dict(buffer_size=60, warmup=10, minibatch_size=10, gradient_steps=2, exploration_frames=30)
     else:
         tiny["epochs"] = 2
         if chosen.get("minibatch_size", 1) is not None:
             tiny["minibatch_size"] = 10
-    return Config(**chosen | tiny | changes)
+    if algorithm not in ("qmix", "vdn"):
+        tiny["critic_cells"] = (8,)
+    if algorithm == "qmix":
+        tiny["mixer_dim"] = 4
+    if chosen.get("whole_episodes"):
+        tiny |= dict(steps=None, frames=48)
+    options = chosen.get("loss_options", {}) | STATE_MODEL_OPTIONS.get(loss, {}) | changes.pop("loss_options", {})
+    if loss == "smpe" and replayed:
+        options["filtered_critic"] = False
+    if options.get("preset") == "official":  # its filtered critic needs a central one of all observations
+        changes["task_options"] = {"state": False} | changes.get("task_options", {})
+    return Config(**chosen | tiny | changes | {"loss_options": options})
 
 
 def train(cfg, run=None):

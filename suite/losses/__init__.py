@@ -5,10 +5,12 @@ from suite.losses.next_observation import NextObservationLoss
 from suite.losses.off_policy import MADDPGLoss, MixedQLoss
 from suite.losses.ppo import PolicyLoss, ValueLoss
 from suite.losses.returns import Returns
+from suite.losses.smpe import SMPELoss
 
 STATE_MODELS: dict[str, type[Loss]] = {
     "none": NoLoss,
     "next_observation": NextObservationLoss,
+    "smpe": SMPELoss,
 }
 
 __all__ = [
@@ -20,5 +22,6 @@ __all__ = [
     "NoLoss",
     "PolicyLoss",
     "Returns",
+    "SMPELoss",
     "ValueLoss",
 ]

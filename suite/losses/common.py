@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from suite.data import DataSource
 from suite.update import Update
+
+if TYPE_CHECKING:
+    from suite.losses.returns import Returns
 
 
 class Loss(LossModule):
@@ -24,6 +28,9 @@ class Loss(LossModule):
         in_keys: what `forward` reads; a data source hands over nothing else.
         encoders: TensorDictModules to run, in order, before actor and critic.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
+        critic_features: those of them that the critic reads; None: all.
+        reencode: run the encoders over each batch again before rewards and updates, so that these see the present
+            encoder instead of the one that acted (the A2C programs that recompute their policy inputs do).
         reward_keys: what `reward_terms` reads of the policy's distribution parameters, which are else not stored.
         reward_weights: default weight of each reward term.
     """
@@ -34,15 +41,33 @@ class Loss(LossModule):
         self.out_keys: list = []  # names are known after a forward pass only; printing a LossModule needs the list
         self.encoders: list = []
         self.features: dict[NestedKey, int] = {}
+        self.critic_features: dict[NestedKey, int] | None = None
+        self.reencode = False
         self.reward_keys: list[NestedKey] = []
         self.reward_weights: dict[str, float] = {}
+
+    def receive(self, batch: TensorDictBase) -> None:
+        """Take note of a new batch [N, T], before any update or reward: statistics, clocks, slow copies."""
 
     def reward_terms(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Extra rewards by name, [N, T, A, 1]; called once per batch, without gradients, before the updates."""
         return {}
 
+    def estimators(self, make_returns: Callable[..., Returns], make_critic: Callable[..., TensorDictModule],
+                   critic: TensorDictModule) -> list[Returns]:
+        """Return estimators of the loss's own, run on each batch after the recipe's; on-policy recipes ask once.
+
+        ``make_returns(critic, ...)`` and ``make_critic(specs, features, centralized=...)`` have the recipe's settings;
+        ``critic`` is the recipe's own.
+        """
+        return []
+
     def refresh(self, batch: TensorDictBase) -> None:
         """Move statistics and schedules on, once per batch, after the updates."""
+
+    def remarks(self, frames: int) -> list[str]:
+        """Sentences of warning for a run of that many frames, such as a schedule that would never come due."""
+        return []
 
     @classmethod
     def option_names(cls) -> list[str]:

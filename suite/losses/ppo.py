@@ -79,27 +79,29 @@ class ValueLoss(Loss):
     """Error between the critic and the value target, averaged over frames and agents.
 
     l2: mean (V - G)^2; with ``clip``: mean max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2).
-    smooth_l1: Huber with threshold 1 (not with ``clip``).
+    smooth_l1: Huber with threshold 1 (not with ``clip``). ``target``, ``old``: keys of G and V_old.
     """
 
     def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: Literal["l2", "smooth_l1"],
-                 mask: NestedKey | None = None):
+                 mask: NestedKey | None = None, target: NestedKey = VALUE_TARGET, old: NestedKey = VALUE):
         if kind not in ("l2", "smooth_l1"):
             raise ValueError(f"unknown value loss {kind!r}; choose from ['l2', 'smooth_l1']")
         if clip is not None and kind != "l2":
             raise ValueError("a clipped value loss is defined for kind 'l2' only")
-        super().__init__([*critic.in_keys, VALUE_TARGET, *([] if clip is None else [VALUE]), *([mask] if mask else [])])
+        super().__init__([*critic.in_keys, target, *([] if clip is None else [old]), *([mask] if mask else [])])
         self.critic, self.clip, self.kind, self.mask = critic, clip, kind, mask
+        self.target_key, self.old_key = target, old
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_value`` and the share of variance explained."""
-        value, target = call(self.critic, {key: minibatch[key] for key in self.critic.in_keys}), minibatch[VALUE_TARGET]
+        value = call(self.critic, {key: minibatch[key] for key in self.critic.in_keys})
+        target = minibatch[self.target_key]
         if self.kind == "smooth_l1":
             error = torch.nn.functional.smooth_l1_loss(value, target, reduction="none")
         elif self.clip is None:
             error = (value - target).square()
         else:
-            error = clipped_value_error(value, minibatch[VALUE], target, clip=self.clip)
+            error = clipped_value_error(value, minibatch[self.old_key], target, clip=self.clip)
         alive = minibatch[self.mask].unsqueeze(-1) if self.mask else None
         loss = masked_mean(error, alive)
         with torch.no_grad():

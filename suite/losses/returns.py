@@ -8,7 +8,8 @@ and standardised rewards.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -17,12 +18,13 @@ from torch import Tensor
 from torchrl.objectives.value import ValueEstimatorBase
 
 from suite import distributed
-from suite.modules.functional import gae, nstep_returns
+from suite.modules.functional import gae, nstep_returns, padded_nstep_returns
 from suite.modules.lowered import Lowered
 from suite.modules.normalizer import RunningMoments
 from suite.modules.policies import CRITIC_HIDDEN
 from suite.specs import ADVANTAGE, DONE, IS_INIT, REWARD, TERMINATED, VALUE, VALUE_TARGET
 
+Kind = Literal["gae", "nstep", "padded_nstep"]
 Normalization = Literal["none", "batch", "agent"]
 
 
@@ -31,55 +33,65 @@ class Returns(ValueEstimatorBase):
 
     Args:
         critic: writes `VALUE`; may be a sequence that begins with encoders; may be recurrent.
-        kind: ``gae`` (advantage from lambda, target = A + V) or ``nstep`` (target = n-step return, A = G - V).
+        kind: ``gae`` (advantage from lambda, target = A + V), ``nstep`` (target = n-step return, A = G - V), or
+            ``padded_nstep``: whole episodes, one per row and padded behind ``mask``, as the EPyMARL program has them.
         normalize: advantages over the whole batch, per agent, or not; over all processes.
         target_tau: None bootstraps from the critic itself; otherwise from a copy that moves by this fraction after
             each iteration (`step_target`).
-        standardize_reward: subtract the running mean and divide by the running standard deviation, updated with the
-            batch first (EPyMARL, without epsilon).
+        target: the network to bootstrap from instead of that copy; only with ``target_tau``.
+        standardize_reward: number of agents, whose rewards are then standardised, each by its own running mean and
+            deviation, updated with the batch first (EPyMARL, without epsilon); 1 takes all together, 0 does not.
         mask: key of a bool [N, T, A]; agents where it is False count in no statistic.
+        mask_rewards: False lets their rewards count in the running statistics all the same, as EPyMARL does.
+        keys: where values, value targets and advantages are written.
     """
 
-    def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Literal["gae", "nstep"], gamma: float,
+    def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Kind, gamma: float,
                  lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
-                 standardize_reward: bool = False, mask: NestedKey | None = None):
+                 target: TensorDictModule | None = None, standardize_reward: int = 0, mask: NestedKey | None = None,
+                 mask_rewards: bool = True, keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
+        if kind == "padded_nstep" and mask is None:
+            raise ValueError("padded_nstep needs a mask of the steps inside each episode (--whole-episodes)")
         super().__init__(value_network=critic)
-        self.set_keys(
-            advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD, done=DONE, terminated=TERMINATED
-        )
-        self.kind, self.gamma, self.lmbda, self.n, self.normalize, self.tau = (
-            kind,
-            gamma,
-            lmbda,
-            n,
-            normalize,
-            target_tau,
-        )
-        self.mask = mask
+        value, value_target, advantage = keys
+        self.set_keys(advantage=advantage, value_target=value_target, value=value, reward=REWARD, done=DONE,
+                      terminated=TERMINATED)
+        self.kind, self.gamma, self.lmbda, self.n = kind, gamma, lmbda, n
+        self.normalize, self.tau = normalize, target_tau
+        self.mask, self.mask_rewards = mask, mask_rewards
         self.critic_keys = list(critic.in_keys)
         self.recurrent = CRITIC_HIDDEN in self.critic_keys
         self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch
         self.lowered = Lowered(critic)
-        self.target = copy.deepcopy(critic).requires_grad_(False) if target_tau is not None else None
+        if target_tau is None:
+            self.target = None
+        else:
+            self.target = copy.deepcopy(critic).requires_grad_(False) if target is None else target
         self.lowered_target = Lowered(self.target) if self.target is not None else self.lowered
-        self.reward_moments = RunningMoments((1,)) if standardize_reward else None
+        self.reward_moments = RunningMoments((int(standardize_reward), 1)) if standardize_reward else None
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None) -> TensorDictBase:
         """Estimate for a batch [N, T]; parameters are the critic's own."""
         reward, done, terminated = (tensordict["next", *key] for key in (REWARD, DONE, TERMINATED))
         if self.reward_moments is not None:
-            self.reward_moments.update(reward, self._alive(tensordict))
+            self.reward_moments.update(reward, self._alive(tensordict) if self.mask_rewards else None)
             reward = (reward - self.reward_moments.mean) / self.reward_moments.var.sqrt()
         value, next_value = self._values(tensordict)
         if self.kind == "gae":
             advantage, target = gae(reward, value, next_value, done, terminated, gamma=self.gamma, lmbda=self.lmbda)
+        elif self.kind == "padded_nstep":
+            # in a whole episode the next value of t is the value of t + 1; that of 0 is in no return
+            values = torch.cat([torch.zeros_like(next_value[:, :1]), next_value], 1)
+            inside = self._alive(tensordict).to(reward.dtype)
+            target = padded_nstep_returns(reward, values, inside, gamma=self.gamma, n=self.n)
+            advantage = target - value
         else:
             target = nstep_returns(reward, next_value, done, terminated, gamma=self.gamma, n=self.n)
             advantage = target - value
-        tensordict[VALUE], tensordict[VALUE_TARGET] = value, target
-        tensordict[ADVANTAGE] = self._normalized(advantage, self._alive(tensordict))
+        tensordict[self.value_key], tensordict[self.value_target_key] = value, target
+        tensordict[self.advantage_key] = self._normalized(advantage, self._alive(tensordict))
         return tensordict
 
     def step_target(self, batch: TensorDictBase) -> None:
@@ -100,15 +112,15 @@ class Returns(ValueEstimatorBase):
                 next_value = self._recurrent_values("target", self.lowered_target, batch, now, after)[1]
             return value, next_value
         if self.target is not None:
-            return self.lowered(now)[VALUE], self.lowered_target(after)[VALUE]
-        return self.lowered({key: torch.cat([now[key], after[key]]) for key in keys})[VALUE].chunk(2)
+            return self.lowered(now)[self.value_key], self.lowered_target(after)[self.value_key]
+        return self.lowered({key: torch.cat([now[key], after[key]]) for key in keys})[self.value_key].chunk(2)
 
     def _recurrent_values(self, name: str, lowered: Lowered, batch: TensorDictBase, now: dict, after: dict):
         """Values along the rows, and of each next observation from the state reached there (one cell, all at once)."""
         n, steps = batch.shape
         start = self.hidden.get(name)
         if start is None:
-            trunk = lowered.steps[-1].module.trunk
+            trunk = lowered.steps[-1][0].module.trunk
             start = batch["next", *REWARD].new_zeros(n, trunk.assemble.rows, trunk.gru.hidden_dim)
         hidden = start.to(batch.device).unsqueeze(1).expand(-1, steps, -1, -1)
         if name == "critic":
@@ -118,7 +130,7 @@ class Returns(ValueEstimatorBase):
         self.hidden[name] = reached[:, -1].clone()
         single = {key: x.flatten(0, 1) for key, x in after.items()}
         single |= {CRITIC_HIDDEN: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}
-        return out[VALUE], lowered(single)[VALUE].unflatten(0, (n, steps))
+        return out[self.value_key], lowered(single)[self.value_key].unflatten(0, (n, steps))
 
     def _alive(self, batch: TensorDictBase) -> Tensor | None:
         return None if self.mask is None else batch[self.mask].unsqueeze(-1)
@@ -142,8 +154,8 @@ class Returns(ValueEstimatorBase):
 
 
 def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, target_tau: float | None) -> None:
-    if kind not in ("gae", "nstep"):
-        raise ValueError(f"unknown return estimate {kind!r}; choose from ['gae', 'nstep']")
+    if kind not in get_args(Kind):
+        raise ValueError(f"unknown return estimate {kind!r}; choose from {sorted(get_args(Kind))}")
     if normalize not in ("none", "batch", "agent"):
         raise ValueError(f"unknown advantage normalisation {normalize!r}; choose from ['agent', 'batch', 'none']")
     for name, value, low in (("gamma", gamma, 0), ("gae_lambda", lmbda, 0), ("target_tau", target_tau, 0)):

@@ -22,15 +22,14 @@ class RunningMoments(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(*shape))
         self.register_buffer("var", torch.ones(*shape))
-        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+        self.register_buffer("count", torch.full(tuple(shape), 1e-4, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Take in a batch [..., *shape]; ``mask`` (bool, broadcastable to x) leaves whole rows out."""
+        """Take in a batch [..., *shape]; ``mask`` (bool, broadcastable to x) leaves elements out."""
         rows = x.reshape(-1, *self.mean.shape)
         kept = None if mask is None else mask.expand_as(x).reshape(rows.shape)
-        mean, var, counts = distributed.moments(rows, (0,), kept)
-        n = counts.flatten()[0]  # a mask leaves out whole rows
+        mean, var, n = distributed.moments(rows, (0,), kept)
         total = self.count + n
         delta = mean - self.mean
         self.mean.copy_(self.mean + delta * (n / total))

@@ -30,6 +30,13 @@ VMAS = [
 ]
 
 OTHERS = [
+    ("particle/spread-3", {}),
+    ("particle/spread-2", {"dialect": "mpe2", "continuous_actions": True}),
+    ("particle/spread-3", {"dialect": "vmas"}),
+    ("particle/climbing_spread", {}),
+    ("particle/doublespread-4", {}),
+    ("particle/navigation-3", {}),
+    ("particle/navigation-3", {"continuous_actions": False}),
     ("gymnasium/CartPole-v1", {}),
     ("gymnasium/Pendulum-v1", {}),
     ("gymnasium/MountainCarContinuous-v0", {}),
@@ -38,7 +45,12 @@ OTHERS = [
     ("pettingzoo/simple_speaker_listener_v4", {}),
     ("pettingzoo/simple_tag_v3", {}),
 ]
-TASKS = [*VMAS, *OTHERS]
+FORAGING = [
+    ("foraging/2s-9x9-3p-2f-coop", {}),
+    ("foraging/Foraging-8x8-2p-2f-v3", {"penalty": 0.1}),
+    ("foraging/7s-20x20-5p-3f-coop", {"action_masks": False}),
+]
+TASKS = [*VMAS, *OTHERS, *FORAGING]
 
 SAME_START = {"vmas/give_way": "its spawn noise is drawn once for all rows"}  # task -> why its rows start alike
 N = 5

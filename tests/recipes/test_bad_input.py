@@ -12,7 +12,7 @@ from suite.trainer import Trainer
 from tests.small import make_toy
 
 TINY = ["--num-envs", "2", "--steps", "4", "--max-steps", "4", "--frames", "16", "--minibatch-size", "4",
-        "--actor-cells", "4", "--critic-cells", "4", "--eval-episodes", "2", "--evaluations", "1",
+        "--actor-cells", "4", "--eval-episodes", "2", "--evaluations", "1",
         "--quiet", "--no-video"]
 TOY = ["--task", "toy/walk"]
 REPLAYED = [*TOY, "--algorithm", "qmix", "--task-options", "is_discrete=True"]
@@ -55,7 +55,7 @@ def refused(monkeypatch, capsys, folder, words, message):
 # the real doors: names of tasks and their options
 @pytest.mark.parametrize("words, message", [
     (["--task", "vmass/navigation"],
-     r"unknown task 'vmass/navigation'.*\['gymnasium', 'pettingzoo', 'vmas'\].*mean 'vmas'"),
+     r"unknown task 'vmass/navigation'.*\['foraging', 'gymnasium', .*'vmas', 'warehouse'\].*mean 'vmas'"),
     (["--task", "navigation"], r"unknown task 'navigation': write 'family/name'.*'vmas'"),
     (["--task", "vmas/navigatoin"], r"'navigatoin'.*balance.*'navigation'"),
     (["--task", "vmas/navigation", "--task-options", "n_agent=3"], r"'n_agent'.*'?n_agents'?"),
@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
 @pytest.mark.parametrize("words, message", [
     ([*TOY, "--algorithm", "mapp"], r"unknown algorithm 'mapp'; choose from \['ia2c', .*'vdn'\]. Did you mean 'mappo'"),
     ([*TOY, "--loss", "moaa"], r"unknown loss 'moaa'; choose from \[.*'next_observation', 'none'"),
-    ([*TOY, "--preset", "epymarll"], r"unknown preset 'epymarll'; choose from \['benchmarl', 'default', 'epymarl'\]"),
+    ([*TOY, "--preset", "epymarll"], r"unknown preset 'epymarll'; choose from \['benchmarl', 'default', 'epymarl', 'fixed', 'official', 'paper'\]"),
     ([*TOY, "--preset", "benchmarl", "--algorithm", "vdn"], "preset 'benchmarl' has no algorithm 'vdn'; it has"),
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dm=3"],
      r"unknown option of loss 'next_observation' 'latent_dm'; choose from \['coef', .*'latent_dim'.*mean 'latent_dim'"),
@@ -109,7 +109,13 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*REPLAYED, "--actor-recurrent-dim", "4"], "'qmix' has no recurrent networks"),
     ([*REPLAYED, "--epochs", "3"], "algorithm 'qmix' does not use epochs: leave it at 10"),
     ([*REPLAYED, "--exploration-start", "0.1", "--exploration-end", "0.2"],
-     "exploration falls from exploration_start 0.1 to exploration_end 0.2, which must not be larger"),
+     "exploration falls from exploration_start 0.1 to exploration_end 0.2, but 0 <= exploration_end <= "
+     "exploration_start <= 1 is needed"),
+    ([*REPLAYED, "--exploration-start", "1.5"], "exploration_start 1.5 .* exploration_start <= 1 is needed"),
+    ([*REPLAYED, "--critic-cells", "3"], r"algorithm 'qmix' does not use critic_cells: leave it at \(64, 64\)"),
+    ([*REPLAYED, "--no-centralized"], "algorithm 'qmix' does not use centralized: leave it at True"),
+    ([*TOY, "--task-options", "is_discrete=True", "--head", "normal"],
+     "a task with discrete actions does not use head: leave it at 'tanh_normal'"),
     ([*TOY, "--warmup", "99"], "algorithm 'mappo' does not use warmup: leave it at 5000"),
     ([*TOY, "--reward-weights", "task=much"], "the weight of reward term 'task' must be a finite number, got 'much'"),
     ([*TOY, "--actor-cells", "8", "0"], "actor_cells must be positive, got 0"),
@@ -140,6 +146,36 @@ def test_an_existing_run_is_refused_and_stays_as_it_is(folder, monkeypatch, caps
     assert recipe.stored_run(folder)["config"]["seed"] == 5
 
 
+def test_flags_that_contradict_resume_are_refused(folder, monkeypatch, capsys, toy):
+    main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder))
+    before = contents(folder)
+    for words, message in ((["--overwrite"], "--resume continues a run and --overwrite replaces it: give one of them"),
+                           (["--run-dir", "other"], "so --run-dir other has no use")):
+        with pytest.raises(SystemExit) as caught:
+            main(monkeypatch, "--resume", str(folder), *words)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_a_run_of_the_stock_collector_says_first_that_it_cannot_be_resumed(folder, monkeypatch, capsys, toy):
+    reason = "TorchRL's collector (fast_collector=False) does not save open episodes"
+    said = []
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self: (said.append(capsys.readouterr().err), train(self))[1])
+    main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--no-fast-collector")
+    assert f"note: this run cannot be resumed: {reason}" in said[0]
+    printed = capsys.readouterr().out
+    assert f"resume   not possible: {reason}\n" in printed and "--resume" not in printed
+    for words in (["--resume", str(folder)], ["--resume", str(folder), "--fast-collector"]):
+        with pytest.raises(SystemExit) as caught:
+            main(monkeypatch, *words)
+        assert caught.value.code == 2 and f"{folder} cannot be resumed: {reason}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder))
+    error = capsys.readouterr().err
+    assert f"{folder} exists: it cannot be resumed ({reason}); replace it with --overwrite" in error
+
+
 def test_resume_with_another_config_lists_the_differences(folder, monkeypatch, capsys, toy):
     main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder))
     before = contents(folder)
@@ -149,13 +185,6 @@ def test_resume_with_another_config_lists_the_differences(folder, monkeypatch, c
     assert caught.value.code == 2 and "with another config: " in printed and "frames" not in printed
     assert "actor_cells: [4] -> [6, 6]" in printed and re.search(r"lr: \S+ -> 0.5", printed)
     assert contents(folder) == before
-
-
-def test_a_run_with_the_library_collector_is_not_resumed(folder, monkeypatch, capsys, toy):
-    main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--no-fast-collector")
-    with pytest.raises(SystemExit):
-        main(monkeypatch, "--resume", str(folder), "--frames", "32")
-    assert "fast_collector=False cannot be resumed" in capsys.readouterr().err
 
 
 def test_a_run_whose_checkpoints_are_all_broken_says_so(folder, monkeypatch, capsys, toy):

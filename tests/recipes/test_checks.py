@@ -2,13 +2,14 @@ import dataclasses
 
 import pytest
 
-from recipes.checks import OFF_POLICY, ON_POLICY, check_config, check_used, validate
+from recipes.checks import OFF_POLICY, ON_POLICY, UNREAD, check_config, check_used, validate
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, overrides
 from suite.specs import ALIVE
 from tests.batches import make_specs
 
-OTHER = {  # another valid value of every field that one kind of algorithm reads
+OTHER = {  # another valid value of every field that only some algorithms read
+    "centralized": False, "critic_cells": (3,), "critic_lr": 0.1, "whole_episodes": True,
     "gae_lambda": 0.5, "returns": "nstep", "n_step": 3, "normalize_advantage": "agent", "standardize_reward": True,
     "target_tau": 0.1, "epochs": 3, "recompute_advantage": True, "clip": 0.3, "value_clip": 0.3,
     "value_loss": "smooth_l1", "entropy_coef": 0.3, "head": "normal", "state_dependent_scale": False,
@@ -21,8 +22,13 @@ def make(algorithm="mappo", preset="default", **changes):
     return Config(**overrides(algorithm, preset) | changes)
 
 
-def kind(algorithm):
-    return {"off_policy": ALGORITHMS[algorithm][0] != "on_policy"}
+def composition(algorithm):
+    return ALGORITHMS[algorithm][0]
+
+
+def other(default, name):
+    """Another valid value of a field."""
+    return not default.centralized if name == "centralized" else OTHER[name]
 
 
 # ---------------------------------------------------------------------- numbers and words
@@ -40,8 +46,11 @@ def kind(algorithm):
     *(({"reward_weights": {"task": float(value)}}, f"reward term 'task' must be a finite number, got {value}")
       for value in ("nan", "inf")),
     ({"exploration_start": 0.1, "exploration_end": 0.2},
-     "exploration falls from exploration_start 0.1 to exploration_end 0.2, which must not be larger"),
-    ({"exploration_start": -0.1, "exploration_end": -0.2}, "exploration_start must be at least 0, got -0.1"),
+     "exploration falls from exploration_start 0.1 to exploration_end 0.2, but 0 <= exploration_end <= "
+     "exploration_start is needed"),
+    ({"exploration_start": -0.1, "exploration_end": -0.2}, "exploration_start -0.1 to exploration_end -0.2, but 0 <="),
+    ({"exploration_start": float("nan")}, "exploration_start nan .* is needed"),
+    ({"exploration_start": float("inf")}, "exploration_start inf .* is needed"),
     ({"exploration_frames": 0}, "exploration_frames must be positive, got 0"),
     ({"warmup": -1}, "warmup must be at least 0, got -1"), ({"mixer_dim": 0}, "mixer_dim must be positive, got 0"),
     ({"clip": 0.0}, "clip must be positive, got 0"), ({"value_clip": -1.0}, "value_clip must be positive, got -1"),
@@ -49,7 +58,7 @@ def kind(algorithm):
     ({"keep_checkpoints": 0}, "keep_checkpoints must be positive"),
     ({"checkpoint_every": -1}, "checkpoint_every must be at least 0"),
     ({"actor_recurrent_dim": -1}, "actor_recurrent_dim must be at least 0"),
-    ({"returns": "td"}, r"unknown returns 'td'; choose from \['gae', 'nstep'\]"),
+    ({"returns": "td"}, r"unknown returns 'td'; choose from \['gae', 'nstep'"),
     ({"cuda_graphs": True}, "--cuda-graphs needs --compile and a CUDA device"),
     ({"compile": True, "fast_collector": False}, "--compile needs the fast collector"),
     *(({"task_options": {name: 1}}, f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
@@ -72,27 +81,67 @@ def test_values_at_the_edge_are_fine(change):
 # ---------------------------------------------------------------------- fields that nobody would read
 
 
-def test_the_two_lists_name_fields_and_no_field_twice():
-    names = [*ON_POLICY, *OFF_POLICY]
-    assert len(names) == len(set(names)) and set(names) == set(OTHER)
+def test_the_lists_name_fields_and_no_field_twice():
+    names = [*ON_POLICY, *OFF_POLICY, "critic_cells", "mixer_dim"]
+    assert len(names) == len(set(names)) and set(names) == set(OTHER) == {n for few in UNREAD.values() for n in few}
     assert set(names) <= {field.name for field in dataclasses.fields(Config)}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_field_that_the_algorithm_does_not_read_is_refused_and_its_own_are_not(algorithm):
     default = make(algorithm)
-    foreign, own = (ON_POLICY, OFF_POLICY) if kind(algorithm)["off_policy"] else (OFF_POLICY, ON_POLICY)
-    for name in own:
-        check_used(dataclasses.replace(default, **{name: OTHER[name]}), default, **kind(algorithm))
+    foreign = {*UNREAD[composition(algorithm)], *(["mixer_dim"] if algorithm == "vdn" else [])}
+    for name in OTHER.keys() - foreign:
+        returns = {"returns": "nstep"} if name == "n_step" else {}
+        check_used(dataclasses.replace(default, **{name: other(default, name)} | returns), default, discrete=False)
     for name in foreign:
-        assert getattr(default, name) != OTHER[name]
+        assert getattr(default, name) != other(default, name)
         with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not use {name}: leave it at "):
-            check_used(dataclasses.replace(default, **{name: OTHER[name]}), default, **kind(algorithm))
+            check_used(dataclasses.replace(default, **{name: other(default, name)}), default, discrete=False)
+
+
+@pytest.mark.parametrize("algorithm, names", [("qmix", ("critic_cells", "centralized")), ("vdn", ("mixer_dim",)),
+                                              ("maddpg", ("mixer_dim", "centralized")), ("ia2c", ("mixer_dim",))])
+def test_what_the_two_lists_had_left_out(algorithm, names):
+    for name in names:
+        with pytest.raises(ValueError, match=f"algorithm '{algorithm}' does not use {name}: leave it at "):
+            default = make(algorithm)
+            check_used(dataclasses.replace(default, **{name: other(default, name)}), default, discrete=False)
+
+
+@pytest.mark.parametrize("algorithm, preset, change, message", [
+    ("mappo", "default", {"n_step": 3}, "returns 'gae' does not use n_step: leave it at 5"),
+    ("mappo", "default", {"returns": "nstep", "gae_lambda": 0.5}, "returns 'nstep' does not use gae_lambda: leave"),
+    ("mappo", "epymarl", {"gae_lambda": 0.5}, "returns 'nstep' does not use gae_lambda: leave it at 0.95"),
+    ("mappo", "epymarl", {"normalize_advantage": "batch"}, "recompute_advantage does not use normalize_advantage"),
+])
+def test_a_field_that_another_choice_leaves_unread_is_refused(algorithm, preset, change, message):
+    with pytest.raises(ValueError, match=message):
+        check_used(make(algorithm, preset, **change), make(algorithm, preset), discrete=False)
+
+
+@pytest.mark.parametrize("name", ["head", "state_dependent_scale"])
+def test_discrete_actions_have_no_distribution_to_choose(name):
+    changed = make(**{name: OTHER[name]})
+    check_used(changed, make(), discrete=False)
+    with pytest.raises(ValueError, match=f"a task with discrete actions does not use {name}: leave it at "):
+        check_used(changed, make(), discrete=True)
+
+
+@pytest.mark.parametrize("algorithm", ["qmix", "vdn"])
+def test_the_exploration_of_discrete_actions_is_a_probability(algorithm):
+    check_config(make(algorithm, exploration_start=1.0, exploration_end=0.0))
+    for start, end in ((1.5, 0.1), (-0.1, -0.1), (0.5, -0.1), (0.1, 0.2)):
+        with pytest.raises(ValueError, match=f"exploration_start {start} to exploration_end {end}, but 0 <= "
+                                             "exploration_end <= exploration_start <= 1 is needed"):
+            check_config(make(algorithm, exploration_start=start, exploration_end=end))
+    check_config(make("maddpg", exploration_start=1.5))  # a noise scale
 
 
 @pytest.mark.parametrize("algorithm, preset", [(a, preset) for preset, table in PRESETS.items() for a in table])
-def test_presets_are_their_own_defaults(algorithm, preset):
-    check_used(make(algorithm, preset), make(algorithm, preset), **kind(algorithm))
+@pytest.mark.parametrize("discrete", [False, True])
+def test_presets_are_their_own_defaults(algorithm, preset, discrete):
+    check_used(make(algorithm, preset), make(algorithm, preset), discrete=discrete)
 
 
 # ---------------------------------------------------------------------- task and algorithm
@@ -107,7 +156,7 @@ def test_agents_that_leave_early_are_for_on_policy_algorithms(algorithm):
     batch = 10_000
     validate(make(algorithm), specs_for(algorithm), batch)
     leaving = specs_for(algorithm, alive=ALIVE)
-    if kind(algorithm)["off_policy"]:
+    if composition(algorithm) != "on_policy":
         with pytest.raises(ValueError, match=f"'{algorithm}' cannot learn tasks whose agents leave early, such as "
                                              "'vmas/navigation'; use mappo, ippo, maa2c or ia2c"):
             validate(make(algorithm), leaving, batch)
@@ -130,7 +179,7 @@ def test_actions_of_the_wrong_kind(algorithm, actions, allowed):
     ("maddpg", {"minibatch_size": None}, "needs minibatch_size <= warmup <= buffer_size, got None, 5000, 200000"),
     ("maddpg", {"critic_recurrent_dim": 3}, "'maddpg' has no recurrent networks; set actor_recurrent_dim and"),
     ("mappo", {"minibatch_size": 100, "resume": "x", "fast_collector": False},
-     "fast_collector=False cannot be resumed"),
+     r"x cannot be resumed: TorchRL's collector \(fast_collector=False\) does not save open episodes"),
 ], ids=str)
 def test_sizes_that_do_not_fit(algorithm, change, message):
     with pytest.raises(ValueError, match=message):

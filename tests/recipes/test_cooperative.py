@@ -219,7 +219,7 @@ def test_the_printed_swap_is_this_run_with_another_loss(cfg):
 
 def test_the_target_critic_follows_the_critic():
     trainer = recipe.make_trainer(config(target_tau=0.5), MemoryRun())
-    advantage = trainer.advantage
+    [advantage] = trainer.estimators
     before = [p.clone() for p in advantage.target.parameters()]
     trainer.iterate(next(iter(trainer.collector)))
     for old, new, critic in zip(before, advantage.target.parameters(), advantage.value_network.parameters(),

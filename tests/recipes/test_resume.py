@@ -17,10 +17,10 @@ from suite.config import run_cli
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episodes", "2", "--evaluations", "2",
          "--quiet",
-         "--no-video", "--loggers", "csv", "--checkpoint-every", "2", "--actor-cells", "8", "--critic-cells", "8"]
+         "--no-video", "--loggers", "csv", "--checkpoint-every", "2", "--actor-cells", "8"]
 NAVIGATION = ["--task", "vmas/navigation", "--task-options", "n_agents=2"]
 SPREAD = ["--task", "vmas/simple_spread", "--task-options", "n_agents=2", "continuous_actions=False"]
-PPO = ["--minibatch-size", "20", "--epochs", "2"]
+PPO = ["--minibatch-size", "20", "--epochs", "2", "--critic-cells", "8"]
 REPLAY = ["--minibatch-size", "10", "--warmup", "60", "--buffer-size", "100", "--gradient-steps", "2",
           "--exploration-frames", "200"]
 FRAMES = 40  # of one iteration
@@ -29,9 +29,10 @@ RUNS = {
     "mappo gru": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5"],
     "mappo gru target": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--target-tau",
                          "0.1"],
-    "maa2c epymarl": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "epymarl", "--actor-recurrent-dim", "6"],
+    "maa2c epymarl": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "epymarl", "--actor-recurrent-dim", "6",
+                      "--critic-cells", "8"],
     "qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY],
-    "maddpg": [*NAVIGATION, "--algorithm", "maddpg", *REPLAY],
+    "maddpg": [*NAVIGATION, "--algorithm", "maddpg", *REPLAY, "--critic-cells", "8"],
     "next observation": [*NAVIGATION, *PPO, "--loss", "next_observation", "--loss-options", "curiosity=0.1"],
     "next observation qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY, "--loss", "next_observation"],
     "discrete roles": [*SPREAD, *PPO, "--share", "none"],

@@ -13,23 +13,9 @@ from recipes.cooperative_config import Config
 from suite.run import FREE, MemoryRun, Run, stored_run
 from suite.trainer import Trainer
 from tests.fakes import Batches, update
+from tests.runs import CONFIG, finished, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = {"task": "toy/x", "lr": 0.1, "cells": [4, 4], "frames": 100, "options": {"a": 1}}
-
-
-def finished(path, **options):
-    """A run with three rows and two checkpoints."""
-    with Run(path, CONFIG, quiet=True, **options) as run:
-        for iteration, frames in ((0, 0), (1, 50), (2, 100)):
-            run.log({"episode/return": float(frames), "eval/return_greedy": float(iteration)}, frames=frames)
-            run.save({"w": torch.full((2,), float(frames))}, iteration=iteration, frames=frames)
-    return run
-
-
-def rows(path, name="episode/return"):
-    text = (path / "metrics" / "scalars" / f"{name}.csv").read_text()
-    return [tuple(float(x) for x in line.split(",")) for line in text.splitlines()]
 
 
 # ---------------------------------------------------------------------- the folder
@@ -262,6 +248,18 @@ def test_conclude_prints_returns_folder_and_commands(tmp_path, capsys):
                      "swap     python -m recipes.x --loss y"]
 
 
+def test_a_run_that_cannot_be_resumed_says_so_before_and_after_and_is_not(tmp_path, capsys):
+    run = finished(tmp_path / "r", no_resume="it keeps nothing")
+    assert "note: this run cannot be resumed: it keeps nothing\n" in capsys.readouterr().err
+    run.conclude(Trained(), video=False, module="recipes.x", swap="")
+    printed = capsys.readouterr().out
+    assert "resume   not possible: it keeps nothing\n" in printed and "--resume" not in printed
+    with pytest.raises(ValueError, match="r cannot be resumed: it keeps nothing"):
+        Run(tmp_path / "r", CONFIG, resume=True)
+    with pytest.raises(ValueError, match=r"exists: it cannot be resumed \(it keeps nothing\); replace it with --over"):
+        Run(tmp_path / "r", CONFIG)
+
+
 def test_a_task_that_cannot_be_drawn_does_not_spoil_the_end(tmp_path, capsys):
     class Blind:
         def video(self, path):
@@ -297,6 +295,7 @@ import sys, time, torch
 from suite.run import Run
 from suite.trainer import Trainer
 from tests.fakes import Batches, update
+from tests.runs import CONFIG, finished, rows
 
 class Slow(Batches):
     def batch(self):

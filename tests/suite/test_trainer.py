@@ -92,11 +92,11 @@ def test_order_of_an_iteration():
     trainer = make([update(loss=loss, data=source), update("again", every=10**9, data=source)], collector=Collector(),
                    losses=[loss], refresh=[lambda batch: events.append("refresh")],
                    schedules=[lambda progress: events.append(f"schedule {progress}")],
-                   advantage=lambda batch: events.append("advantage"))
+                   estimators=[lambda batch: events.append("advantage")])
     trainer.iteration = 1
     trainer.collector.frames = N * T  # the fake one counts while it iterates
     trainer.iterate(trainer.collector.batch())
-    assert events == ["terms", "advantage", "data", "schedule 0.0", "forward", "refresh", "refresh loss", "weights"]
+    assert events == ["schedule 0.0", "terms", "advantage", "data", "forward", "refresh", "refresh loss", "weights"]
 
 
 def test_schedules_hear_the_share_of_frames_before_the_iteration():
@@ -131,6 +131,11 @@ def test_every_source_is_filled_and_saved_once():
     for mine, theirs in zip(other.sources, trainer.sources, strict=True):
         assert len(mine.buffer) == len(theirs.buffer) and mine.buffer.writer._cursor == theirs.buffer.writer._cursor
         assert torch.equal(mine.buffer.storage[:][OBSERVATION], theirs.buffer.storage[:][OBSERVATION])
+
+
+def test_two_updates_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"several updates are named \['twin'\]: their metrics and checkpoints would"):
+        make([update("twin"), update("single"), update("twin")])
 
 
 def test_names_of_the_metrics():

@@ -1,6 +1,7 @@
 """The protocol, for every loss of the suite: a new entry of `STATE_MODELS` is tested without a line here."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.value import GAE
 
 from suite.data import Minibatches
-from suite.losses import STATE_MODELS, MADDPGLoss, MixedQLoss, NoLoss, PolicyLoss, ValueLoss
+from suite.losses import STATE_MODELS, MADDPGLoss, MixedQLoss, NoLoss, PolicyLoss, Returns, ValueLoss
 from suite.losses.common import Loss
 from suite.modules import make_actor, make_critic
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.specs import ADVANTAGE, ALIVE, DONE, GROUP, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET, Specs
-from tests.batches import assert_unchanged, frozen_copy, make_batch, make_specs
+from tests.batches import STATE_MODEL_OPTIONS, assert_unchanged, frozen_copy, make_batch, make_specs
 from tests.toy import ToyEnv
 
 torch.set_num_threads(1)
@@ -216,14 +217,20 @@ def test_zero_entropy_coefficient_removes_the_entropy_term(clip):
     assert torch.equal(weighted["loss_policy"], out["loss_policy"])
 
 
-@pytest.mark.parametrize("cls", STATE_MODELS.values(), ids=STATE_MODELS)
+@pytest.mark.parametrize(("name", "cls"), STATE_MODELS.items(), ids=STATE_MODELS)
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_what_a_state_model_brings_fits_the_recipe(cls, kind):
+def test_what_a_state_model_brings_fits_the_recipe(name, cls, kind):
     specs = make_specs(kind)
-    loss, batch = cls(specs), make_batch(specs)
+    loss, batch = cls(specs, **STATE_MODEL_OPTIONS.get(name, {})), make_batch(specs)
     before = frozen_copy(batch)
+    make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=2, target_tau=None)
+    new_critic = partial(make_critic, recurrent_dim=0, **COMMON)
+    estimators = loss.estimators(make_returns, new_critic, new_critic(specs, {}, centralized=True))
+    loss.receive(batch)
     terms = loss.reward_terms(batch)
     assert_unchanged(batch, before)
+    for estimator in estimators:
+        estimator(batch)
     assert terms.keys() == loss.reward_weights.keys()
     for value in terms.values():
         assert value.shape == batch["next", *REWARD].shape and value.isfinite().all()
@@ -232,6 +239,8 @@ def test_what_a_state_model_brings_fits_the_recipe(cls, kind):
         assert encoded[key].shape == (*batch.shape, specs.n_agents, size)
     updates = loss.updates("name", Minibatches(2, 8), optimizer=torch.optim.Adam, max_grad_norm=1.0)
     assert bool(updates) is bool(parameters(loss))
+    for source in dict.fromkeys(update.data.owner for update in updates):
+        source.extend(batch)
     assert {p for u in updates for group in u.params.values() for p in group} == set(parameters(loss))
     for update in updates:
         metrics = update.run(batch)

@@ -143,7 +143,7 @@ def test_own_optimiser_and_epochs_on_the_recipes_data(source):
     [update] = loss.updates("state_model", source, optimizer=torch.optim.SGD, max_grad_norm=0.5)
     [optimizer] = update.optimizers.values()
     assert isinstance(optimizer, torch.optim.Adam) and optimizer.param_groups[0]["lr"] == 0.01
-    assert update.max_grad_norm == 0.5 and type(update.data) is type(source)
+    assert update.max_grad_norm == {"state_model": 0.5} and type(update.data) is type(source)
     assert (update.data.epochs, update.data.size, source.epochs) == (2, 6, 9)
     assert update.keys == loss.in_keys
 

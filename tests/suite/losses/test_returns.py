@@ -282,7 +282,7 @@ def test_state_dict_continues_exactly():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "td0"}, r"'td0'.*\['gae', 'nstep'\]"), ({"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
+    ({"kind": "td0"}, r"'td0'.*\['gae', 'nstep', 'padded_nstep'\]"), ({"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
     ({"gamma": -0.1}, "gamma"), ({"lmbda": 2.0}, "gae_lambda must be .*got 2.0"), ({"n": 0}, "n >= 1, got 0"),
     ({"normalize": "env"}, r"'env'.*\['agent', 'batch', 'none'\]"), ({"target_tau": -1.0}, "target_tau"),
     ({"gamma": float("nan")}, "gamma")])

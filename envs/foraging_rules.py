@@ -1,0 +1,285 @@
+"""The rules of level-based foraging as pure functions of tensors, and the settings of a task; see `envs.foraging`.
+
+Boards are the last dimension of every tensor: the pairs of agents and foods are few, and so every operation runs along
+memory. No function waits for a value on the device, and `advance` and `observe` are one graph for torch.compile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NONE, NORTH, SOUTH, WEST, EAST, LOAD = range(6)
+MAX_SIDE, MAX_LEVEL = 1000, 2000  # what one int32 holds in an entry of the observation
+
+
+# ---------------------------------------------------------------------- the settings of a task
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings of a task; numbers of levels hold one entry per agent, or per food.
+
+    Attributes:
+        sight: cells an agent sees in each direction. ``force_coop``: food has the level ``max_food_level``, not a
+        random one up to it. ``max_food_level``: None for the sum of the three lowest levels of the agents drawn.
+        penalty: lost by each agent of a group that loads in vain. ``normalize_reward``: all the food of an episode is
+        worth 1 together, else a load is worth the food's level times the agent's. ``observe_agent_levels``: False
+        leaves the agents' levels out of the observation.
+    """
+
+    rows: int
+    cols: int
+    players: int
+    foods: int
+    sight: int
+    force_coop: bool
+    min_player_level: tuple[int, ...]
+    max_player_level: tuple[int, ...]
+    min_food_level: tuple[int, ...]
+    max_food_level: tuple[int, ...] | None
+    penalty: float = 0.0
+    normalize_reward: bool = True
+    observe_agent_levels: bool = True
+
+    def __post_init__(self) -> None:
+        """ValueError for settings that cannot be played."""
+        board = f"a board of {self.rows}x{self.cols}"
+        if min(self.rows, self.cols) < 3:
+            raise ValueError(f"{board} is too small: food never lies at the border, 3x3 is the smallest")
+        if max(self.rows, self.cols) > MAX_SIDE:
+            raise ValueError(f"{board} is too large, a side has at most {MAX_SIDE} cells")
+        if self.players > self.rows * self.cols:
+            raise ValueError(f"{self.players} players do not fit on {board}, at most {self.rows * self.cols} do")
+        room = capacity(self.rows, self.cols)
+        if self.foods > room:
+            raise ValueError(f"{self.foods} foods do not fit on {board}, at most {room} do: they stay away from the "
+                             "border and at least 3 steps apart")
+        if not 0 <= self.penalty < float("inf"):
+            raise ValueError(f"penalty must be a finite number of at least 0, got {self.penalty}")
+        _check_range("player_level", self.min_player_level, self.max_player_level)
+        if sum(self.max_player_level) > MAX_LEVEL:
+            raise ValueError(f"max_player_level must add up to at most {MAX_LEVEL}, got {sum(self.max_player_level)}")
+        lowest = sum(sorted(self.min_player_level)[:3])
+        if self.max_food_level is None:
+            if not self.force_coop and max(self.min_food_level) > lowest:
+                raise ValueError(f"min_food_level must be at most {lowest}, the least sum of the three lowest player "
+                                 f"levels, got {max(self.min_food_level)}; or give max_food_level")
+            return
+        _check_range("food_level", self.min_food_level, self.max_food_level)
+        if max(self.max_food_level) > MAX_LEVEL:
+            raise ValueError(f"max_food_level must be at most {MAX_LEVEL}, got {max(self.max_food_level)}")
+        name, least = (("max_food_level", min(self.max_food_level)) if self.force_coop
+                       else ("min_food_level", min(self.min_food_level)))
+        if least > sum(self.max_player_level):
+            raise ValueError(f"{name} {least} can never be loaded: all players together reach at most "
+                             f"{sum(self.max_player_level)}")
+
+    @property
+    def observation_dim(self) -> int:
+        """Length of an agent's observation."""
+        return 3 * self.foods + (3 if self.observe_agent_levels else 2) * self.players
+
+
+def _check_range(name: str, low: tuple[int, ...], high: tuple[int, ...]) -> None:
+    for a, b in zip(low, high, strict=True):
+        if a > b:
+            raise ValueError(f"min_{name} must be at most max_{name}, got {a} and {b}")
+
+
+@cache
+def capacity(rows: int, cols: int) -> int:
+    """The most food that can lie on a board: exact up to 10 cells on the shorter side, a bound beyond.
+
+    Foods are inside the border and at least 3 steps apart, so that crosses of five cells around them do not overlap.
+    """
+    width, height = sorted((rows - 2, cols - 2))
+    if width > 8:
+        return (rows * cols - 4) // 5  # no cross holds a corner
+    lines = [line for line in range(1 << width) if not line & (line << 1 | line << 2)]
+    best = {(0, 0): 0}  # food in the last two lines, as bits -> most food so far
+    for _ in range(height):
+        following: dict[tuple[int, int], int] = {}
+        for (before, last), count in best.items():
+            near = before | last | last << 1 | last >> 1
+            for line in lines:
+                if not line & near:
+                    total = count + line.bit_count()
+                    following[last, line] = max(following.get((last, line), 0), total)
+        best = following
+    return max(best.values())
+
+
+# ---------------------------------------------------------------------- the rules, pure functions of tensors
+
+class Board(NamedTuple):
+    """N boards; int32. Food that was loaded, or never found a place, has level 0; food is in row-major order."""
+
+    row: Tensor  # [n, N] of each agent
+    col: Tensor
+    level: Tensor
+    food_row: Tensor  # [F, N]
+    food_col: Tensor
+    food_level: Tensor
+    total: Tensor  # [N], sum of the food levels at the start
+
+
+def _nearby_food(rules: Rules, board: Board) -> tuple[Tensor, int]:
+    """Where each food is from each agent, as one number [F, n, N], and the number of one row down.
+
+    -stride, stride, -1 and 1 are the cells north, south, west and east; 0 is food that is gone.
+    """
+    stride = 2 * rules.cols  # so that no difference of columns looks like one of rows
+    here, there = board.row * stride + board.col, board.food_row * stride + board.food_col
+    return (there.unsqueeze(1) - here) * (board.food_level > 0).unsqueeze(1), stride
+
+
+def legal_actions(rules: Rules, board: Board) -> Tensor:
+    """Which actions do something, bool [6, n, N]: moves on the board to cells without food, loading next to food."""
+    offset, stride = _nearby_food(rules, board)
+    north, south, west, east = ((offset == step).any(0) for step in (-stride, stride, -1, 1))
+    moves = [(board.row > 0) & ~north, (board.row < rules.rows - 1) & ~south,
+             (board.col > 0) & ~west, (board.col < rules.cols - 1) & ~east]
+    return torch.stack([torch.ones_like(north), *moves, north | south | west | east])
+
+
+def advance(rules: Rules, board: Board, action: Tensor) -> tuple[Board, Tensor, Tensor]:
+    """One step with ``action`` integer [n, N]: the next board, reward float32 [n, N], and no food left, bool [N].
+
+    An action that is not legal counts as none.
+    """
+    offset, stride = _nearby_food(rules, board)
+    down = (action == SOUTH).int() - (action == NORTH).int()
+    right = (action == EAST).int() - (action == WEST).int()
+    blocked = (offset == down * stride + right).any(0)
+    row = torch.where(blocked, board.row, (board.row + down).clamp(0, rules.rows - 1))
+    col = torch.where(blocked, board.col, (board.col + right).clamp(0, rules.cols - 1))
+    # who shares a target stays; only targets count, so an agent may enter the cell of one whose own move fails
+    target = row * rules.cols + col
+    contested = ((target.unsqueeze(1) == target) & ~_diagonal(rules, target)).any(0)
+    row, col = torch.where(contested, board.row, row), torch.where(contested, board.col, col)
+
+    distance = offset.abs()
+    loads = ((distance == 1) | (distance == stride)) & (action == LOAD)  # one food each: no cell is next to two
+    strength = (loads * board.level).sum(1, dtype=torch.int32)  # [F, N]
+    taken = (strength > 0) & (strength >= board.food_level)
+    value = (board.food_level.unsqueeze(1) * board.level).float()  # [F, n, N]
+    if rules.normalize_reward:
+        value = value / (strength * board.total).clamp(min=1).unsqueeze(1)
+    reward = (value * (loads & taken.unsqueeze(1))).sum(0)
+    if rules.penalty:
+        reward = reward - rules.penalty * (loads & ~taken.unsqueeze(1)).any(0)
+    food_level = torch.where(taken, 0, board.food_level)
+    return board._replace(row=row, col=col, food_level=food_level), reward, ~(food_level > 0).any(0)
+
+
+def observe(rules: Rules, board: Board) -> Tensor:
+    """What each agent sees, float32 [N, n, 3F + 3n]: the food in sight, itself, then the other agents in sight.
+
+    Each entry is (row, column, level), counted from the upper left cell of the view; (-1, -1, 0) fills what is left of
+    the F, and of the n, entries. The view is cut at the border, its upper left cell is on the board. Agents are seen
+    if they are at most twice the sight below and right of that cell: at the upper and left border that is farther
+    than food is seen. Without levels of agents their entries are (row, column).
+    """
+    sight, slots = rules.sight, rules.foods + rules.players
+    top, left = (board.row - sight).clamp(min=0), (board.col - sight).clamp(min=0)
+    food_row, food_col = board.food_row.unsqueeze(1), board.food_col.unsqueeze(1)
+    food_seen = (((food_row - board.row).abs() <= sight) & ((food_col - board.col).abs() <= sight)
+                 & (board.food_level > 0).unsqueeze(1))  # [F, n, N]
+    row, col = board.row.unsqueeze(1) - top, board.col.unsqueeze(1) - left  # [n seen, n, N]
+    seen = (torch.minimum(row, col) >= 0) & (torch.maximum(row, col) <= 2 * sight)
+    own = _diagonal(rules, row)
+    # what is seen moves up to the front; the rest goes to one slot more, which is dropped
+    food_slot = torch.where(food_seen, food_seen.cumsum(0) - 1, slots)
+    slot = torch.where(own, rules.foods, torch.where(seen, (seen & ~own).cumsum(0) + rules.foods, slots))
+    # an entry is one number while it moves, 0 if empty
+    entries = torch.cat([_packed(food_row - top, food_col - left, board.food_level.unsqueeze(1)),
+                         _packed(row, col, board.level.unsqueeze(1))])
+    moved = entries.new_zeros(slots + 1, *top.shape).scatter(0, torch.cat([food_slot, slot]), entries)
+    moved = moved[:slots].permute(2, 1, 0).contiguous()
+    out = torch.stack([(moved >> 21) - 1, (moved >> 11 & 1023) - 1, moved & 2047], -1).float()
+    if rules.observe_agent_levels:
+        return out.flatten(2)
+    return torch.cat([out[:, :, :rules.foods].flatten(2), out[:, :, rules.foods:, :2].flatten(2)], -1)
+
+
+def _packed(row: Tensor, col: Tensor, level: Tensor) -> Tensor:
+    return (row + 1) << 21 | (col + 1) << 11 | level
+
+
+def _diagonal(rules: Rules, like: Tensor) -> Tensor:
+    """True where an agent meets itself, [n, n, 1]."""
+    return torch.eye(rules.players, dtype=torch.bool, device=like.device).unsqueeze(-1)
+
+
+# ---------------------------------------------------------------------- where an episode starts
+
+def start(rules: Rules, count: int, generator: torch.Generator) -> Board:
+    """``count`` boards to start from: agents on any different cells; food inside the border, one by one uniform over
+    the cells without agent that are at least 3 steps from other food, and none where no such cell is left.
+    """
+    level = _levels(rules.min_player_level, rules.max_player_level, count, generator)
+    if rules.max_food_level is None:
+        high = level.topk(min(3, rules.players), 0, largest=False).values.sum(0, dtype=torch.int32)
+        low = high if rules.force_coop else _shuffled(count, generator, rules.min_food_level)[0]
+        food_level = _between(low, high.expand(rules.foods, -1), generator)
+    else:
+        low = rules.max_food_level if rules.force_coop else rules.min_food_level
+        food_level = _levels(low, rules.max_food_level, count, generator)
+    agent, food = _cells(rules, count, generator)
+    food, order = food.sort(0)
+    food_level = torch.where(food < rules.rows * rules.cols, food_level.gather(0, order), 0)
+    agent, food = agent.int(), food.clamp(max=rules.rows * rules.cols - 1).int()
+    return Board(agent // rules.cols, agent % rules.cols, level, food // rules.cols, food % rules.cols, food_level,
+                 food_level.sum(0, dtype=torch.int32))
+
+
+def _cells(rules: Rules, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cells of the agents, [n, count], and of the food, [F, count]; one past the last cell for no food.
+
+    All cells get a random rank at once. The highest one among the cells that are still free is uniform among them, so
+    a loop over the few things to place needs one maximum each and no second try.
+    """
+    rows, cols, cells = rules.rows, rules.cols, rules.rows * rules.cols
+    device, bits = generator.device, 31 if cells <= 2000 else 62  # so that equal ranks hardly ever decide
+    dtype = torch.int32 if bits == 31 else torch.int64
+    row, col = (torch.arange(side, dtype=torch.int32, device=device).unsqueeze(-1) for side in (rows, cols))
+    rank = torch.randint(2**bits // cells, (rows, cols, count), dtype=dtype, generator=generator, device=device)
+    rank.mul_(cells).add_(row.unsqueeze(1) * cols + col)  # the cell is the rank's remainder
+    agents, foods = [], []
+    for _ in range(rules.players):
+        agents.append(rank.amax((0, 1)) % cells)
+        rank.view(cells, count).scatter_(0, agents[-1].long().unsqueeze(0), -1)
+    rank, row, col = rank[1:-1, 1:-1].contiguous(), row[1:-1], col[1:-1]  # a maximum over a part is slow
+    for _ in range(rules.foods):
+        best = rank.amax((0, 1))
+        place = best % cells
+        foods.append(torch.where(best < 0, cells, place))
+        away = (row - place // cols).abs().unsqueeze(1) + (col - place % cols).abs()
+        rank.masked_fill_(away <= 2, -1)
+    return torch.stack(agents), torch.stack(foods)
+
+
+def _levels(low: tuple[int, ...], high: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
+    """Random levels, int32 [k, count]; the k pairs of bounds are given out by chance."""
+    return _between(*_shuffled(count, generator, low, high), generator)
+
+
+def _between(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform integers from ``low`` to ``high``, both included, of the shape of ``high``."""
+    uniform = torch.rand(high.shape, generator=generator, device=generator.device)
+    return (low + (uniform * (high - low + 1)).floor()).int()
+
+
+def _shuffled(count: int, generator: torch.Generator, *rows: tuple[int, ...]) -> list[Tensor]:
+    """The rows of k numbers as tensors [k, count], all in the same random order, another one in each column."""
+    device, k = generator.device, len(rows[0])
+    # filled on the device: a tensor made from a list would be copied there, and wait
+    filled = [torch.stack([torch.full((), x, dtype=torch.int32, device=device) for x in row]) for row in rows]
+    if all(len(set(row)) == 1 for row in rows):
+        return [row.unsqueeze(-1).expand(k, count) for row in filled]
+    order = torch.rand(k, count, generator=generator, device=device).argsort(0)
+    return [row[order] for row in filled]
