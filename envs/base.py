@@ -23,6 +23,7 @@ OBSERVATION = (GROUP, "observation")
 ACTION = (GROUP, "action")
 ACTION_MASK = (GROUP, "action_mask")
 REWARD = (GROUP, "reward")
+HIDDEN_VARIABLES = (GROUP, "hidden")  # float32 [N, A, D], for teachers and probes only; written if asked for
 DONE_KEYS = ("done", "terminated", "truncated")
 
 Tensors = dict[NestedKey, Tensor]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from envs import suggestion
 from envs.base import ACTION, ACTION_MASK, OBSERVATION, BatchedEnv, Tensors, check_sizes, discrete
+from envs.compiling import backend_of, one_graph
 from envs.foraging_rules import LOAD, Board, Rules, advance, legal_actions, observe, start
 from envs.grid_rendering import LIGHT, GridCanvas, agent_color, spread
 from envs.rendering import shaded
@@ -40,6 +42,23 @@ KNOWN = ["2s-9x9-3p-2f-coop", "4s-11x11-3p-2f-coop", "2s-11x11-3p-2f-coop", "2s-
          "7s-20x20-5p-3f-coop", "7s-30x30-7p-4f-coop", "2s-8x8-3p-2f-coop", "Foraging-8x8-2p-2f-coop-v3",
          "Foraging-2s-8x8-2p-2f-coop-v3", "Foraging-10x10-3p-3f-v3", "Foraging-2s-10x10-3p-3f-v3",
          "Foraging-15x15-3p-5f-v3", "Foraging-15x15-4p-3f-v3", "Foraging-15x15-4p-5f-v3"]
+
+
+# ---------------------------------------------------------------------- a step, with the boards first
+
+def look(rules: Rules, masks: bool, board: Board) -> Tensors:
+    """What the agents are told: observation [N, n, O], and the mask of legal actions bool [N, n, 6] if wanted."""
+    out: Tensors = {OBSERVATION: observe(rules, board)}
+    if masks:
+        legal = legal_actions(rules, board).transpose(0, 1).flatten(0, 1).view(torch.int8)  # compiled bytes are faster
+        out[ACTION_MASK] = legal.t().contiguous().view(torch.bool).view(-1, rules.players, LOAD + 1)
+    return out
+
+
+def play(rules: Rules, masks: bool, board: Board, action: Tensor) -> tuple[Board, Tensor, Tensor, Tensors]:
+    """One step with ``action`` int64 [N, n]: board, reward float32 [N, n], no food left, and what is seen then."""
+    board, reward, empty = advance(rules, board, torch.stack(action.unbind(1)))
+    return board, reward.t().contiguous(), empty, look(rules, masks, board)
 
 
 # ---------------------------------------------------------------------- the environment
@@ -56,7 +75,7 @@ class Foraging(BatchedEnv):
     """
 
     def __init__(self, rules: Rules, *, num_envs: int, seed: int, device: torch.device | str, max_steps: int | None,
-                 truncate: bool = True, action_masks: bool = True):
+                 truncate: bool = True, action_masks: bool = True, backend: str | None = None):
         names = [f"agent_{i}" for i in range(rules.players)]
         super().__init__(num_envs=num_envs, agent_names=names, agent_types=[0] * rules.players, max_steps=max_steps,
                          seed=seed, device=device, truncate=truncate)
@@ -67,8 +86,13 @@ class Foraging(BatchedEnv):
                         action_mask=LOAD + 1 if action_masks else None)
         self._set_seed(seed)
         self.board = start(rules, num_envs, self.generator)
+        self._seen: Tensors | None = None  # what the last step showed, computed along the way
+        self._play = one_graph(partial(play, rules, action_masks), backend, self.board,
+                               torch.zeros(num_envs, rules.players, dtype=torch.int64, device=self.device))
+        self._look = one_graph(partial(look, rules, action_masks), backend, self.board)
 
     def _restart(self, mask: Tensor | None) -> None:
+        self._seen = None
         if mask is None:
             self.board = start(self.rules, self.num_envs, self.generator)
         elif self.cheap_reset:  # draw for all rows: to ask which ones would stop the device
@@ -80,14 +104,12 @@ class Foraging(BatchedEnv):
             self.board = Board(*(old.index_copy(-1, rows, new) for new, old in zip(fresh, self.board, strict=True)))
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
-        self.board, reward, terminated = advance(self.rules, self.board, actions[ACTION].T.contiguous())
-        return reward.T.contiguous(), terminated
+        self.board, reward, terminated, self._seen = self._play(self.board, actions[ACTION])
+        return reward, terminated
 
     def _observe(self) -> Tensors:
-        out: Tensors = {OBSERVATION: observe(self.rules, self.board)}
-        if self.action_masks:
-            out[ACTION_MASK] = legal_actions(self.rules, self.board).permute(2, 1, 0).contiguous()
-        return out
+        seen, self._seen = self._seen, None
+        return self._look(self.board) if seen is None else seen
 
     def _capture(self) -> dict[str, Any]:
         return {"board": {name: value.clone() for name, value in self.board._asdict().items()},
@@ -99,6 +121,7 @@ class Foraging(BatchedEnv):
             if saved[name].shape != value.shape:
                 raise ValueError(f"the saved {name} has the shape {list(saved[name].shape)}, this environment has "
                                  f"{list(value.shape)}")
+        self._seen = None
         if mask is None:
             self.board = Board(**{name: value.clone() for name, value in saved.items()})
             self.generator.set_state(state["random"].cpu())
@@ -145,12 +168,15 @@ OPTIONS = ["sight", "force_coop", "min_player_level", "max_player_level", "min_f
 
 
 def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
-                  truncate: bool = True, action_masks: bool = True, **options: Any) -> Foraging:
+                  truncate: bool = True, action_masks: bool = True, compile: bool | str = False,
+                  **options: Any) -> Foraging:
     """N boards of the task ``name``, for example ``2s-9x9-3p-2f-coop`` (see the module's docstring).
 
     Args:
         max_steps: None takes 50. ``truncate``: see `BatchedEnv`. ``action_masks``: False does not tell the agents
             which actions count as none, as in the published runs.
+        compile: True compiles the step as one graph, a word names the backend of ``torch.compile``; what cannot be
+            compiled raises, at once.
         options: of `Rules`, in place of what the name says; levels are an integer, or one per agent or food, which
             are given out by chance.
 
@@ -179,7 +205,7 @@ def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed:
     given["sight"] = min(given["sight"], max(rows, cols))  # more shows no more
     rules = Rules(rows=rows, cols=cols, players=players, foods=foods, **given)
     return Foraging(rules, num_envs=num_envs, seed=seed, device=device, max_steps=max_steps or HORIZON,
-                    truncate=truncate, action_masks=action_masks)
+                    truncate=truncate, action_masks=action_masks, backend=backend_of(compile))
 
 
 def _levels(name: str, value: int | Sequence[int] | None, count: int) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envs import suggestion
 from envs.base import ACTION, OBSERVATION, BatchedEnv, Tensors, check_sizes
+from envs.compiling import backend_of, one_graph
 from envs.particle_drawing import draw_particles
 from envs.particle_tasks import (
     ClimbingSpread,
@@ -55,20 +56,11 @@ class ParticleWorld(BatchedEnv):
         self.cheap_reset = self.device.type != "cpu"
         self._set_specs(observation_dim=task.n_observed, action=task.actions.spec(task.n_agents))
         self.random = torch.Generator(self.device).manual_seed(seed)
-        self._step_task, self._observe_task = task.step, task.observe
         self._seen: Tensor | None = None  # observation that the last step computed along the way
         self._restart(None)
-        if backend is not None:
-            self._compile(backend)
-
-    def _compile(self, backend: str) -> None:
-        """Compile the step as one graph, now, so that a failure shows here and not later."""
-        options = {"backend": backend, "fullgraph": True, "dynamic": False}
-        self._step_task, self._observe_task = (torch.compile(function, **options)
-                                               for function in (self.task.step, self.task.observe))
-        with torch.no_grad():
-            self._step_task(self.places, self.velocity, self.full_action_spec[ACTION].zero())
-            self._observe_task(self.places, self.velocity)
+        state = self.places, self.velocity
+        self._step_task = one_graph(task.step, backend, *state, self.full_action_spec[ACTION].zero())
+        self._observe_task = one_graph(task.observe, backend, *state)
 
     # ------------------------------------------------------------------ what the base asks for
 
@@ -181,7 +173,7 @@ def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed:
     task = cls(n_agents, device, is_continuous, **options)
     return ParticleWorld(task, f"{base}-{n_agents} {dialect}", num_envs=num_envs, seed=seed, device=device,
                          max_steps=max_steps or cls.horizon, truncate=truncate, continuous_actions=is_continuous,
-                         backend=_backend(compile))
+                         backend=backend_of(compile))
 
 
 def available() -> list[str]:
@@ -199,12 +191,3 @@ def _agents(name: str, number: str, cls: type[ParticleTask]) -> int:
     check_sizes(n_agents=int(number))
     return int(number)
 
-
-def _backend(compile: bool | str) -> str | None:
-    if not compile:
-        return None
-    backend = "inductor" if compile is True else compile
-    known = torch._dynamo.list_backends(None)
-    if backend not in known:
-        raise ValueError(f"compile must be False, True or one of {known}, got {compile!r}")
-    return backend

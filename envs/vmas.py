@@ -20,6 +20,7 @@ those of stock VMAS to the last bit, with these differences and peculiarities:
   They draw random numbers for the whole batch, as road_traffic does: there the rows that are not reset keep their
   state, but not the same future random numbers. road_traffic also records history whenever it is observed.
   Observation noise is drawn anew when other rows are reset.
+- ``hidden_leader`` is a scenario of the project's own (`envs.vmas_hidden_leader`).
 - A scenario without an end of its own never terminates: only ``max_steps`` ends its episodes.
 """
 
@@ -41,22 +42,35 @@ from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
 from envs import suggestion
-from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
+from envs.base import (
+    ACTION,
+    ACTION_MASK,
+    GROUP,
+    HIDDEN_VARIABLES,
+    OBSERVATION,
+    BatchedEnv,
+    Tensors,
+    continuous,
+    discrete,
+)
 from envs.rendering import draw_world
 from envs.vmas_groups import NativeGroups
+from envs.vmas_hidden import hidden_variables
+from envs.vmas_hidden_leader import HiddenLeader
 from envs.vmas_scenarios import CORRECTED, PER_ENV
 from envs.vmas_state import FreshRows, RandomState, SlotFinder, capture, restore
 
 MODULES = ({name: f"vmas.scenarios.{name}" for name in vmas.scenarios}
            | {name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios}
            | {name: f"vmas.scenarios.debug.{name}" for name in vmas.debug_scenarios})
+OWN = {**PER_ENV, "hidden_leader": HiddenLeader}  # beside the shipped ones
 # horizons in common use: 25 for the particle environments, 100 for the others but these
 HORIZONS = {"ball_passage": 500, "football": 500, "joint_passage": 500, "joint_passage_size": 500, "passage": 500,
             "multi_give_way": 200}
 # all agents get the same number, whatever the options
-TEAM_REWARD = {"balance", "ball_passage", "ball_trajectory", "buzz_wire", "dropout", "joint_passage",
-               "joint_passage_size", "reverse_transport", "simple_reference", "simple_speaker_listener",
-               "simple_spread", "transport", "wheel"}
+TEAM_REWARD = {"balance", "ball_passage", "ball_trajectory", "buzz_wire", "dropout", "hidden_leader",
+               "joint_passage", "joint_passage_size", "reverse_transport", "simple_reference",
+               "simple_speaker_listener", "simple_spread", "transport", "wheel"}
 
 
 class VmasBatch(BatchedEnv):
@@ -68,12 +82,13 @@ class VmasBatch(BatchedEnv):
     Attributes:
         scenario: the VMAS scenario. ``obs_dims``, ``action_dims``: sizes of each agent without padding (choices if
         discrete). ``continuous_actions``: False for one flattened choice per agent. ``with_info``: asked for, and
-        the scenario has any.
+        the scenario has any. ``hidden_parts``: what ("agents", "hidden") is made of, as tuples (name, width, whether
+        it is a one-hot); empty if it was not asked for.
     """
 
     def __init__(self, scenario: BaseScenario, name: str, *, options: dict[str, Any], num_envs: int, seed: int,
                  device: torch.device, max_steps: int | None, truncate: bool, continuous_actions: bool,
-                 with_info: bool):
+                 with_info: bool, with_hidden: bool):
         """AssertionError or TypeError from VMAS for option values it refuses."""
         random = RandomState(seed, torch.device(device), numpy=name == "het_mass")
         with random.swapped_in():
@@ -97,6 +112,10 @@ class VmasBatch(BatchedEnv):
             self._mask = choices < torch.tensor(actions.dims, device=self.device)[:, None]
         infos = self._info_specs() if with_info else {}
         self.with_info = bool(infos)
+        self._hidden, self.hidden_parts = hidden_variables(scenario, name) if with_hidden else (None, ())
+        if with_hidden:
+            width = sum(size for _, size, _ in self.hidden_parts)
+            infos = infos | {HIDDEN_VARIABLES: Unbounded((self.n_agents, width))}
         self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
                         action_mask=None if self._mask is None else max(actions.dims))
         self.random.seed(seed)
@@ -136,6 +155,8 @@ class VmasBatch(BatchedEnv):
             out: Tensors = {OBSERVATION: torch.stack(rows, 1).float()}
             if self.with_info:
                 out |= self._infos()
+            if self._hidden is not None:
+                out[HIDDEN_VARIABLES] = torch.stack([self._hidden(agent) for agent in self._policy_agents], 1).float()
         if self._mask is not None:
             out[ACTION_MASK] = self._mask.expand(self.num_envs, -1, -1).clone()
         return out
@@ -275,19 +296,22 @@ class ActionWriter:
 
 def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
               truncate: bool = True, continuous_actions: bool = True, with_info: bool = False,
-              groups: str = "padded", **options: Any) -> VmasBatch | NativeGroups:
-    """N copies of the VMAS scenario ``name``: one of vmas.scenarios, its mpe and debug folders, or ``<name>_pe``.
+              with_hidden: bool = False, groups: str = "padded", **options: Any) -> VmasBatch | NativeGroups:
+    """N copies of the VMAS scenario ``name``: one of vmas.scenarios, its mpe and debug folders, ``<name>_pe``, or
+    hidden_leader.
 
     Args:
         max_steps: None takes 100; 25 for the mpe scenarios; 500 for football, passage, ball_passage, joint_passage and
             joint_passage_size; 200 for multi_give_way.
         truncate: see `BatchedEnv`. ``with_info``: write ("agents", "info", ...), which costs a tensor per entry.
+        with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only (`envs.vmas_hidden`).
         groups: "padded" for one group "agents"; "native" for one group per kind of agent and no padding, as TorchRL's
             own wrapper has them (`NativeGroups`).
         options: of the scenario (``n_agents=4``).
 
     Raises:
-        ValueError: unknown scenario, option, or kind of groups, or an option's value that the scenario refuses.
+        ValueError: unknown scenario, option, or kind of groups, an option's value that the scenario refuses, or
+            hidden variables asked of a scenario that has none.
     """
     if groups not in ("padded", "native"):
         raise ValueError(f"groups must be 'padded' or 'native', got {groups!r}")
@@ -301,7 +325,7 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
     try:
         env = VmasBatch(scenario, name, options=options, num_envs=num_envs, seed=seed, device=torch.device(device),
                         max_steps=horizon, truncate=truncate, continuous_actions=continuous_actions,
-                        with_info=with_info)
+                        with_info=with_info, with_hidden=with_hidden)
     except (AssertionError, TypeError) as error:
         if not options:
             raise
@@ -311,13 +335,13 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
 
 def available() -> list[str]:
     """Names that `make_vmas` knows."""
-    return sorted([*MODULES, *PER_ENV])
+    return sorted([*MODULES, *OWN])
 
 
 def _scenario(name: str) -> BaseScenario:
     if name not in available():
         raise ValueError(f"unknown VMAS scenario {name!r}; choose from {available()}" + suggestion(name, available()))
-    own = CORRECTED.get(name) or PER_ENV.get(name)
+    own = CORRECTED.get(name) or OWN.get(name)
     # as a module with a name (VMAS loads its files without one), which torch.compile needs
     return own() if own else import_module(MODULES[name]).Scenario()
 
@@ -326,7 +350,7 @@ def scenario_options(scenario: BaseScenario) -> list[str]:
     """Options that a scenario reads, found in its source: scenarios take them out of ``kwargs`` one by one."""
     names = set()
     for cls in type(scenario).__mro__:
-        if not cls.__module__.startswith("vmas.scenarios"):
+        if not cls.__module__.startswith(("vmas.scenarios", "envs.vmas")):
             continue
         for node in ast.walk(ast.parse(textwrap.dedent(getsource(cls)))):
             if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "get")

@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.base import ACTION, DONE_KEYS, OBSERVATION, REWARD
+from envs.base import ACTION, DONE_KEYS, HIDDEN_VARIABLES, OBSERVATION, REWARD
 
 if TYPE_CHECKING:
     from envs.vmas import VmasBatch
@@ -21,7 +21,7 @@ class NativeGroups(EnvBase):
 
     A lone group "agent" is called "agents"; names that do not all end in ``_<number>`` give one group "agents". No
     padding within a group. Keys: (group, "observation"), (group, "action"), ("next", group, "reward"), done flags at
-    the root, (group, "info", name) if the environment has infos.
+    the root, (group, "info", name) and (group, "hidden") if the environment has them.
 
     Args:
         env: the padded environment; stays available as ``env``, with the tensor interface and save and load.
@@ -54,6 +54,9 @@ class NativeGroups(EnvBase):
                 infos = env.full_observation_spec["agents", "info"]
                 seen["info"] = Composite({name: Unbounded((n, a, *infos[name].shape[2:]), device=self.device)
                                           for name in infos}, **where)
+            if env.hidden_parts:
+                width_hidden = env.full_observation_spec[HIDDEN_VARIABLES].shape[-1]
+                seen["hidden"] = Unbounded((n, a, width_hidden), device=self.device)
             if env.continuous_actions:
                 action = Bounded(low=bounds.space.low[:, rows, :width], high=bounds.space.high[:, rows, :width],
                                  shape=(n, a, width), device=self.device)
@@ -75,6 +78,8 @@ class NativeGroups(EnvBase):
                 part["reward"] = whole[REWARD][:, rows]
             if self.env.with_info:
                 part["info"] = whole["agents", "info"][:, rows]
+            if self.env.hidden_parts:
+                part["hidden"] = whole[HIDDEN_VARIABLES][:, rows]
             out[group] = TensorDict(part, batch_size=[self.num_envs, len(rows)], device=self.device)
         return out
 

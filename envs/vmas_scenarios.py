@@ -45,6 +45,8 @@ class Passage(passage.Scenario):
 class GiveWay(give_way.Scenario):
     """Spawn noise is drawn for each environment; as shipped one reset gives all of them the same start."""
 
+    hidden_parts = (("position", 2, False), ("velocity", 2, False))
+
     def reset_world_at(self, env_index: int | None = None) -> None:
         """Reset all rows."""
         noise, self.spawn_pos_noise = self.spawn_pos_noise, 0.0
@@ -55,6 +57,11 @@ class GiveWay(give_way.Scenario):
             agent.set_pos(start + torch.empty_like(start).uniform_(-noise, noise), batch_index=env_index)
             distance = torch.linalg.vector_norm(agent.state.pos - agent.goal.state.pos, dim=1)
             agent.shaping = distance * self.pos_shaping_factor
+
+    def hidden(self, agent: Agent) -> Tensor:
+        """Position and velocity of the other agent, [N, 4]."""
+        other, = (each for each in self.world.agents if each is not agent)
+        return torch.cat([other.state.pos, other.state.vel], -1)
 
 
 class Goal:
@@ -90,6 +97,11 @@ class Goal:
         """Colours [N, 3]."""
         return self.pick([landmark.color for landmark in self.landmarks])
 
+    @property
+    def one_hot(self) -> Tensor:
+        """Which landmark, float32 [N, number of landmarks]."""
+        return torch.nn.functional.one_hot(self.index, len(self.landmarks)).float()
+
 
 def _offsets(entities: list, agent: Agent) -> list[Tensor]:
     return [entity.state.pos - agent.state.pos for entity in entities if entity is not agent]
@@ -99,7 +111,20 @@ def _messages(agents: list[Agent], agent: Agent) -> list[Tensor]:
     return [other.state.c for other in agents if other is not agent and other.state.c is not None]
 
 
-class SimpleReference(simple_reference.Scenario):
+class HiddenGoal:
+    """Scenarios in which one of the landmarks is a goal that somebody does not know."""
+
+    @property
+    def hidden_parts(self) -> tuple[tuple[str, int, bool], ...]:
+        """What `hidden` is made of: name, width, whether it is a one-hot."""
+        return (("goal", len(self.world.landmarks), True),)
+
+    def hidden(self, agent: Agent) -> Tensor:
+        """The goal as one-hot, float32 [N, landmarks]."""
+        return agent.goal.one_hot
+
+
+class SimpleReference(HiddenGoal, simple_reference.Scenario):
     """Both agents' goals are drawn for each environment."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:
@@ -115,8 +140,13 @@ class SimpleReference(simple_reference.Scenario):
         return torch.cat([agent.state.vel, *_offsets(self.world.landmarks, agent), agent.goal_b.color,
                           *_messages(self.world.agents, agent)], dim=-1)
 
+    def hidden(self, agent: Agent) -> Tensor:
+        """One-hot of the landmark that this agent is to reach, float32 [N, landmarks]; only the other one knows it."""
+        other, = (each for each in self.world.agents if each is not agent)
+        return other.goal_b.one_hot
 
-class SimpleSpeakerListener(simple_speaker_listener.Scenario):
+
+class SimpleSpeakerListener(HiddenGoal, simple_speaker_listener.Scenario):
     """The listener's goal is drawn for each environment."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:
@@ -133,8 +163,12 @@ class SimpleSpeakerListener(simple_speaker_listener.Scenario):
         return torch.cat([agent.state.vel, *_offsets(self.world.landmarks, agent),
                           *_messages(self.world.agents, agent)], dim=-1)
 
+    def hidden(self, agent: Agent) -> Tensor:
+        """One-hot of the landmark that the listener is to reach, float32 [N, landmarks]."""
+        return self.world.agents[0].goal_b.one_hot
 
-class SimpleAdversary(simple_adversary.Scenario):
+
+class SimpleAdversary(HiddenGoal, simple_adversary.Scenario):
     """The landmark that the good agents know as the goal is drawn for each environment."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:
@@ -148,7 +182,7 @@ class SimpleAdversary(simple_adversary.Scenario):
             landmark.color = torch.where(goal.index[:, None] == k, green, black)
 
 
-class SimplePush(simple_push.Scenario):
+class SimplePush(HiddenGoal, simple_push.Scenario):
     """The good agent's goal is drawn for each environment; its own colour shows which one it is."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:

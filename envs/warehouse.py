@@ -23,6 +23,7 @@ Papoudakis et al. (2021), arXiv 2006.07869; the rules in detail as measured on t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,10 +33,11 @@ from torch import Tensor
 
 from envs import suggestion
 from envs.base import ACTION, OBSERVATION, BatchedEnv, Tensors, check_sizes, discrete
+from envs.compiling import backend_of, one_graph
 from envs.grid_rendering import DARK, LIGHT, GridCanvas, agent_color
 from envs.rendering import shaded
 from envs.warehouse_conflicts import who_moves, who_moves_exact
-from envs.warehouse_layout import COLUMN_HEIGHT, SIZES, Layout, from_sizes, from_text
+from envs.warehouse_layout import SIZES, Layout, from_sizes, from_text
 from envs.warehouse_rules import (
     HEADINGS,
     TOGGLE,
@@ -59,6 +61,13 @@ OPTIONS = ["sensor_range", "reward_type", "request_queue_size", "max_inactivity"
            "column_height", "layout", "normalize_coordinates", "conflicts"]
 
 
+def play(rules: Rules, tables: Tables, resolve: Callable[[Tensor, Tensor], Tensor], floor: Floor, action: Tensor,
+         draws: Tensor) -> tuple[Floor, Tensor, Tensor]:
+    """One step: the next floors, the reward [N, A], and what is seen then; see `advance` and `observe`."""
+    floor, reward = advance(rules, tables, floor, action, draws, resolve)
+    return floor, reward, observe(rules, tables, floor)
+
+
 class Warehouse(BatchedEnv):
     """N warehouses. Made by `make_warehouse`.
 
@@ -70,7 +79,7 @@ class Warehouse(BatchedEnv):
     """
 
     def __init__(self, rules: Rules, *, num_envs: int, seed: int, device: torch.device | str, max_steps: int | None,
-                 truncate: bool = True):
+                 truncate: bool = True, backend: str | None = None):
         names = [f"agent_{k}" for k in range(rules.n_agents)]
         super().__init__(num_envs=num_envs, agent_names=names, agent_types=[0] * rules.n_agents, max_steps=max_steps,
                          seed=seed, device=device, truncate=truncate)
@@ -79,19 +88,27 @@ class Warehouse(BatchedEnv):
         # on a GPU a reset by mask costs less than waiting for the answer whether there is anything to reset
         self.cheap_reset = self.device.type != "cpu"
         self.generator = torch.Generator(self.device)
-        self._resolve = who_moves
+        resolve = who_moves
         if rules.conflicts == "exact":
             if self.device.type != "cpu":
                 raise ValueError(f"conflicts='exact' works on the device 'cpu' only, got {str(self.device)!r}")
+            if backend is not None:
+                raise ValueError("conflicts='exact' cannot be compiled: it asks NetworkX; leave out compile")
             columns = rules.layout.cols + 2 * rules.sensor_range
             places = [(k % columns - rules.sensor_range, k // columns - rules.sensor_range)
                       for k in range(len(self.tables.shelves))]
-            self._resolve = partial(who_moves_exact, places=places)
+            resolve = partial(who_moves_exact, places=places)
         self._set_specs(observation_dim=rules.observation_dim, action=discrete(TOGGLE + 1, rules.n_agents))
         self._set_seed(seed)
         self.floor = start(rules, self.tables, num_envs, self.generator)
+        self._seen: Tensor | None = None  # observation that the last step computed along the way
+        still = torch.zeros(num_envs, rules.n_agents, dtype=torch.int64, device=self.device)
+        draws = torch.full((num_envs, len(self.tables.goals)), rules.requests, device=self.device)
+        self._play = one_graph(partial(play, rules, self.tables, resolve), backend, self.floor, still, draws)
+        self._look = one_graph(partial(observe, rules, self.tables), backend, self.floor)
 
     def _restart(self, mask: Tensor | None) -> None:
+        self._seen = None
         if mask is None:
             self.floor = start(self.rules, self.tables, self.num_envs, self.generator)
         elif self.cheap_reset:
@@ -106,8 +123,7 @@ class Warehouse(BatchedEnv):
                              for new, old in zip(fresh, self.floor, strict=True)))
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-        draws = self._draw()
-        self.floor, reward = advance(self.rules, self.tables, self.floor, actions[ACTION], draws, self._resolve)
+        self.floor, reward, self._seen = self._play(self.floor, actions[ACTION], self._draw())
         never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         limit = self.rules.max_inactivity
         return reward, never, never if limit is None else self.floor.idle >= limit
@@ -116,13 +132,15 @@ class Warehouse(BatchedEnv):
         return draw_requests(self.rules, self.tables, self.num_envs, self.generator)
 
     def _observe(self) -> Tensors:
-        return {OBSERVATION: observe(self.rules, self.tables, self.floor)}
+        seen, self._seen = self._seen, None
+        return {OBSERVATION: self._look(self.floor) if seen is None else seen}
 
     def _capture(self) -> dict[str, Any]:
         return {"floor": {name: value.clone() for name, value in self.floor._asdict().items()},
                 "random": {self.device.type: self.generator.get_state()}}
 
     def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
+        self._seen = None
         saved = Floor(**{name: value.to(self.device, copy=True) for name, value in state["floor"].items()})
         for name, value in self.floor._asdict().items():
             shape = getattr(saved, name).shape
@@ -153,7 +171,7 @@ class Warehouse(BatchedEnv):
         return draw_floor(self.rules, self.tables, floor, size)
 
 
-FLOOR, ROAD, DELIVERY = (0.95, 0.94, 0.91), (1.0, 1.0, 1.0), (0.78, 0.90, 0.78)
+FLOOR, ROAD, DELIVERY = (0.93, 0.91, 0.87), (1.0, 1.0, 1.0), (0.78, 0.90, 0.78)
 WOOD, WANTED = (0.72, 0.60, 0.47), (0.93, 0.58, 0.10)
 
 
@@ -188,11 +206,13 @@ def draw_floor(rules: Rules, tables: Tables, floor: dict[str, Any], size: tuple[
 # ---------------------------------------------------------------------- the family
 
 def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
-                   truncate: bool = True, **options: Any) -> Warehouse:
+                   truncate: bool = True, compile: bool | str = False, **options: Any) -> Warehouse:
     """N warehouses of the task ``name``, for example ``tiny-2ag-hard`` (see the module's docstring).
 
     Args:
         max_steps: None takes 500. ``truncate``: see `BatchedEnv`.
+        compile: True compiles the step as one graph, a word names the backend of ``torch.compile``; what cannot be
+            compiled raises, at once.
         options: ``sensor_range``, ``reward_type``, ``max_inactivity``, ``normalize_coordinates``, ``conflicts`` as in
             `Rules`; ``request_queue_size``: number of requests instead of the difficulty's; ``shelf_rows``,
             ``shelf_columns``, ``column_height`` as in `from_sizes` instead of the size's; ``layout``: text as in
@@ -212,28 +232,27 @@ def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed
     n_agents = int(agents)
     check_sizes(n_agents=n_agents)
     given = {"sensor_range": int(sight or 1), "reward_type": REWARDS[reward or "indiv"],
-             "column_height": int(height or COLUMN_HEIGHT),
-             "request_queue_size": int(requests or n_agents * DIFFICULTIES[difficulty or "normal"])} | options
-    layout = _layout(size, given)
-    rules = Rules(layout=layout, n_agents=n_agents, requests=given.pop("request_queue_size"), **given)
+             "requests": int(requests or n_agents * DIFFICULTIES[difficulty or "normal"])}
+    given |= {"column_height": int(height)} if height else {}
+    given |= {"requests" if key == "request_queue_size" else key: value for key, value in options.items()}
+    plan = {key: given.pop(key) for key in ("shelf_rows", "shelf_columns", "column_height", "layout") if key in given}
+    rules = Rules(layout=_layout(size, **plan), n_agents=n_agents, **given)
     return Warehouse(rules, num_envs=num_envs, seed=seed, device=device, max_steps=max_steps or HORIZON,
-                     truncate=truncate)
+                     truncate=truncate, backend=backend_of(compile))
 
 
-def _layout(size: str, given: dict[str, Any]) -> Layout:
-    """The layout that ``size`` and the options of it in ``given`` ask for; takes them out."""
-    height, text = given.pop("column_height"), given.pop("layout", None)
-    own = {key: given.pop(key) for key in ("shelf_rows", "shelf_columns") if key in given}
+def _layout(size: str, layout: str | None = None, **sizes: int) -> Layout:
+    """The floor that a size, or the options that stand for one, ask for."""
     if size == "custom":
-        if text is None or own:
+        if not isinstance(layout, str) or sizes:
             raise ValueError("the size 'custom' takes the option layout, a text, and neither shelf_rows nor "
-                             f"shelf_columns; got layout={text!r} and {own}")
-        return from_text(text)
-    if text is not None:
+                             f"shelf_columns nor column_height; got layout={layout!r} and {sizes}")
+        return from_text(layout)
+    if layout is not None:
         raise ValueError(f"the option layout needs the size 'custom', got the size {size!r}")
     if size not in SIZES and not size[0].isdigit():
         allowed = [*SIZES, "custom"]
         raise ValueError(f"unknown size {size!r}: choose from {allowed}, or rows x columns of shelf groups such as "
                          "'1x3'" + suggestion(size, allowed))
     rows, columns = SIZES.get(size) or map(int, size.split("x"))
-    return from_sizes(**{"shelf_rows": rows, "shelf_columns": columns} | own, column_height=height)
+    return from_sizes(**{"shelf_rows": rows, "shelf_columns": columns} | sizes)

@@ -24,14 +24,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         """ValueError for a floor that is not rectangular, has other signs, or no goal."""
-        widths = {len(line) for line in self.lines}
-        if len(widths) != 1:
-            raise ValueError(f"the lines of a layout must be equally long, got lengths {sorted(widths)}")
         unknown = sorted(set("".join(self.lines)) - {SHELF, HIGHWAY, GOAL})
         if unknown:
             raise ValueError(f"a layout is written with 'x' (shelf), '.' (highway) and 'g' (goal), got {unknown}")
         if not self.goals:
             raise ValueError("a layout needs at least one goal 'g', got none")
+        widths = {len(line) for line in self.lines}
+        if len(widths) != 1:
+            raise ValueError(f"the lines of a layout must be equally long, got lengths {sorted(widths)}")
 
     @property
     def rows(self) -> int:

@@ -57,12 +57,14 @@ class Rules:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}"
                                  + suggestion(str(value), allowed))
+        if not isinstance(self.normalize_coordinates, bool):
+            raise ValueError(f"normalize_coordinates must be True or False, got {self.normalize_coordinates!r}")
         cells, shelves = self.layout.rows * self.layout.cols, len(self.layout.shelves)
         if self.n_agents > cells:
             raise ValueError(f"{self.n_agents} agents do not fit on {cells} cells")
         if not 2 <= shelves < 1 << ID_BITS:
             raise ValueError(f"a layout needs 2 to {(1 << ID_BITS) - 1} shelves, got {shelves}")
-        if self.requests not in range(1, shelves):
+        if type(self.requests) is not int or not 1 <= self.requests < shelves:
             raise ValueError(f"the request queue must hold 1 to {shelves - 1} of the {shelves} shelves, so that there "
                              f"is a next one to request, got {self.requests}")
 
@@ -111,18 +113,18 @@ def make_tables(rules: Rules, device: torch.device | str) -> Tables:
     def number(row: int, col: int) -> int:
         return (row + reach) * columns + col + reach
 
-    own = np.zeros((total, 4, 2, OWN))
+    inside = [(row, col) for row in range(layout.rows) for col in range(layout.cols)]
     ahead = np.tile(np.arange(total)[:, None], 4)
     highway = np.ones(total, dtype=bool)
+    own = np.zeros((total, 4, 2, OWN))
     scale = (max(layout.cols - 1, 1), max(layout.rows - 1, 1)) if rules.normalize_coordinates else (1, 1)
-    for row in range(layout.rows):
-        for col in range(layout.cols):
-            at = number(row, col)
-            highway[at] = layout.is_highway(row, col)
-            own[at, :, :, :2] = col / scale[0], row / scale[1]
-            for heading, (down, right) in enumerate(((-1, 0), (1, 0), (0, -1), (0, 1))):
-                if 0 <= row + down < layout.rows and 0 <= col + right < layout.cols:
-                    ahead[at, heading] = number(row + down, col + right)
+    for row, col in inside:
+        at = number(row, col)
+        highway[at] = layout.is_highway(row, col)
+        own[at, :, :, :2] = col / scale[0], row / scale[1]
+        for heading, (down, right) in enumerate(((-1, 0), (1, 0), (0, -1), (0, 1))):
+            if 0 <= row + down < layout.rows and 0 <= col + right < layout.cols:
+                ahead[at, heading] = number(row + down, col + right)
     own[:, :, 1, 2] = 1
     own[:, :, :, 3:7] = np.eye(4)[:, None]
     own[:, :, :, 7] = highway[:, None, None]
@@ -131,24 +133,29 @@ def make_tables(rules: Rules, device: torch.device | str) -> Tables:
     turned = np.tile(np.arange(4), (5, 1))
     turned[LEFT], turned[RIGHT] = (2, 3, 1, 0), (3, 2, 0, 1)
     window = [down * columns + right for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
-    one = np.zeros((5, 3, PER_CELL))  # robot (0 for none, 1 + heading), shelf (0 for none, 1, 2 requested)
-    one[1:, :, 0] = 1
-    one[:, :, 1:5] = np.eye(4)[[0, 0, 1, 2, 3]][:, None]  # no robot looks like heading up
-    one[:, 1:, 5] = one[:, 2:, 6] = 1
-    one = one.reshape(15, PER_CELL)
-    seen = one
-    if len(window) % 3 == 0:  # fewer and longer look-ups: three cells at once
-        grid = np.indices((15, 15, 15)).reshape(3, -1).T
-        seen = one[grid].reshape(len(grid), -1)
 
-    def tensor(values, dtype=torch.int64) -> Tensor:
+    def tensor(values, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.as_tensor(values).to(device, dtype)
 
     return Tables(
-        cells=tensor([number(row, col) for row in range(layout.rows) for col in range(layout.cols)]),
-        ahead=tensor(ahead.reshape(-1)), turned=tensor(turned.reshape(-1)), highway=tensor(highway, torch.bool),
+        cells=tensor([number(*cell) for cell in inside]), ahead=tensor(ahead.reshape(-1)),
+        turned=tensor(turned.reshape(-1)), highway=tensor(highway, torch.bool),
         goals=tuple(number(*cell) for cell in layout.goals), shelves=tensor(shelves, torch.int16),
-        slots=tensor(np.arange(rules.requests)), window=tensor(window), own=tensor(own.reshape(-1, OWN), torch.float32), seen=tensor(seen, torch.float32))
+        slots=tensor(range(rules.requests)), window=tensor(window), own=tensor(own.reshape(-1, OWN), torch.float32),
+        seen=tensor(_contents(3 if len(window) % 3 == 0 else 1), torch.float32))
+
+
+def _contents(cells: int) -> np.ndarray:
+    """What is seen of some cells in a row, [15 ** cells, 7 * cells]; three need a third of the look-ups of one.
+
+    A cell has the number 3 r + s: no robot or one with a heading, r from 0 to 4; no shelf, a shelf, a requested one.
+    """
+    one = np.zeros((5, 3, PER_CELL))
+    one[1:, :, 0] = 1
+    one[:, :, 1:5] = np.eye(4)[[0, 0, 1, 2, 3]][:, None]  # no robot looks like heading up
+    one[:, 1:, 5] = one[:, 2:, 6] = 1
+    numbers = np.indices((15,) * cells).reshape(cells, -1).T
+    return one.reshape(15, PER_CELL)[numbers].reshape(len(numbers), -1)
 
 
 # ---------------------------------------------------------------------- the rules, pure functions of tensors

@@ -17,9 +17,10 @@ ALIVE = (GROUP, "mask")
 class WholeEpisodes(BatchedEnv):
     """Holds every row at its episode's end until all rows have reached the horizon; then all begin anew.
 
-    ("agents", "mask") is True while the episode runs. The step that ends it shows the last observation; from the next
-    one on, observations and rewards are zero and every action is allowed. Padded steps are simulated like others, so a
-    task whose episodes end early costs more per useful step than without this wrapper.
+    ("agents", "mask") is True while the episode runs, also behind its last step if only the time limit cut it there.
+    The step that ends it shows the last observation; from the next one on, observations and rewards are zero and every
+    action is allowed. Padded steps are simulated like others, so a task whose episodes end early costs more per useful
+    step than without this wrapper.
 
     Args:
         env: the environment; it needs a horizon (``max_steps``), and agents that do not leave before the others.
@@ -54,9 +55,10 @@ class WholeEpisodes(BatchedEnv):
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
         out, before = self.env.step_tensors(actions), self.over
         self.seen = {key: self._padded(key, x, before) for key, x in out.items() if key in self.seen}
-        self.over = before | out["done"].squeeze(-1)
         last = self.steps + 1 >= self.max_steps
-        return out[REWARD].squeeze(-1).masked_fill(before.unsqueeze(-1), 0), out["terminated"].squeeze(-1) & last
+        ended = out["terminated"].squeeze(-1) & ~before
+        self.over = before | ended | (out["truncated"].squeeze(-1) & ~last)  # the time limit ends no episode
+        return out[REWARD].squeeze(-1).masked_fill(before.unsqueeze(-1), 0), ended & last
 
     def _padded(self, key, x: Tensor, over: Tensor) -> Tensor:
         return x.masked_fill(_like(over, x), True if key == ACTION_MASK else 0)

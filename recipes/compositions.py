@@ -67,7 +67,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr)}
     updates = [Update(cfg.algorithm, losses, data, **optimisation | {"optimizer": rates}),
                *aux.updates(cfg.loss, data, **optimisation)]
-    policy = TensorDictSequential(*aux.encoders, actor)
+    policy = TensorDictSequential(*aux.encoders, actor, *aux.recorders)
     refresh = [estimator.step_target for estimator in estimators if estimator.target is not None]
     return Parts(policy, policy, updates, estimators=estimators, refresh=refresh)
 
@@ -109,9 +109,9 @@ def _replayed(cfg: Config, acting: TensorDictSequential, explore: Exploration, l
         *aux.updates(cfg.loss, replay, **optimisation),
     ]
     mask = [ACTION_MASK] if specs.has_mask else []
-    policy = TensorDictSequential(
-        *acting, TensorDictModule(explore.to(cfg.device), in_keys=[ACTION, *mask], out_keys=[ACTION])
-    )
+    explored = TensorDictModule(explore.to(cfg.device), in_keys=[ACTION, *mask], out_keys=[ACTION])
+    policy = TensorDictSequential(*acting, explored, *aux.recorders)
+    acting = TensorDictSequential(*acting, *aux.recorders)
     return Parts(policy, acting, updates, refresh=[lambda batch: explore.anneal(batch.numel() * world_size())])
 
 

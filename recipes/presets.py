@@ -62,6 +62,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 } | {name: {"maa2c": _EPYMARL_A2C, "mappo": _EPYMARL_PPO} for name in SMPE}  # the program is built on EPyMARL's
 
 
+STATE_MODEL_SPEED = "recipes.speed_smpe"  # whose section `recipes.speed --state-models` prints
+
+
 def overrides(algorithm: str, preset: str, loss: str = "none", task: str = "") -> dict[str, Any]:
     """What the four words change in the Config; ValueError if the preset has no such algorithm."""
     if algorithm not in PRESETS[preset]:

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from recipes.cooperative import configure, make_trainer
-from recipes.speed_rounds import measure, ratio
+from recipes.speed_rounds import attempt, ratio
 from recipes.speed_syncs import recorded
 from suite.run import MemoryRun
 
@@ -93,23 +93,18 @@ def worker(task: str, num_envs: int, steps: int, epochs: int, iterations: int, d
         "syncs": syncs if run.cuda else None}
 
 
-def attempt(*words: object) -> dict | str:
-    """A worker's numbers, or the last line of what went wrong: one mode that fails does not cost the others."""
-    try:
-        return measure(sys.executable, "-m", "recipes.speed_loop", *map(str, words))
-    except ValueError as error:
-        return str(error).strip().splitlines()[-1]
-
-
 def loop(rounds: int, device: str, tasks: tuple[str, ...], sizes: tuple[int, ...], modes: tuple[str, ...], steps: int,
-         epochs: int, iterations: int, bar: tqdm) -> list[str]:
+         epochs: int, iterations: int) -> list[str]:
     """The section: every mode of every task and size takes its turn in each round."""
     found: dict[tuple, dict[str, list]] = {(t, n): {mode: [] for mode in modes} for t in tasks for n in sizes}
+    bar = tqdm(total=rounds * len(found) * len(modes), unit="process")
     for _ in range(rounds):
         for (task, num_envs), by_mode in found.items():
             for mode, results in by_mode.items():
-                results.append(attempt(task, num_envs, steps, epochs, iterations, device, mode))
+                results.append(attempt(
+                    "-m", "recipes.speed_loop", task, num_envs, steps, epochs, iterations, device, mode))
                 bar.update()
+    bar.close()
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "one thread"
     lines = ["", f"MAPPO on {device} ({name}): 1000 frames per second and ratio to {FLAGS[modes[0]]}; {steps} steps, "
                  f"{epochs} epochs of 4 minibatches; host synchronisations per iteration in collection + update",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from statistics import median
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -16,6 +17,14 @@ def measure(*command: str) -> object:
     if done.returncode:
         raise ValueError(f"{' '.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def attempt(*words: object) -> object:
+    """What this Python prints given these words, or the last line of what went wrong: one failure costs no other."""
+    try:
+        return measure(sys.executable, *map(str, words))
+    except ValueError as error:
+        return str(error).strip().splitlines()[-1]
 
 
 def ratio(rounds: list[float]) -> str:

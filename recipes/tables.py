@@ -78,7 +78,8 @@ TABLES = {
         rows={"SMPE2-PPO": [*_PARALLEL, "--loss", "smpe"]} | {
             f"without-{what}": [*_PARALLEL, "--loss", "smpe", "--loss-options", option] for what, option in {
                 "novelty": "novelty=0.0", "filters": "filters=False", "KL": "kl_coef=0.0",
-                "filter-norm": "norm_coef=0.0", "filtered-critic": "filtered_critic=False", "belief": "use_belief=False"}.items()} | {
+                "filter-norm": "norm_coef=0.0", "filtered-critic": "filtered_critic=False",
+                "belief": "use_belief=False"}.items()} | {
             "observation-novelty": [*_PARALLEL, "--loss", "smpe", "--loss-options", "novelty=0.0",
                                         "observation_novelty=0.1"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},

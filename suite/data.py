@@ -98,6 +98,32 @@ class Sequences(DataSource):
                     yield chosen[index]
 
 
+@dataclass(eq=False)
+class FirstRows(DataSource):
+    """Another source, of all but the last ``share`` of the environments, which are kept for measurements."""
+
+    source: DataSource
+    share: float
+
+    @staticmethod
+    def kept_out(rows: int, share: float) -> int:
+        """How many of ``rows`` environments are left out: at least one if any, never all."""
+        return min(max(1, round(rows * share)), rows - 1) if share else 0
+
+    @property
+    def owner(self) -> DataSource:
+        """The source behind it."""
+        return self.source.owner
+
+    def with_epochs(self, epochs: int) -> FirstRows:
+        """The same with another number of epochs."""
+        return replace(self, source=self.source.with_epochs(epochs))
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield what the source makes of the first rows."""
+        yield from self.source(batch[: len(batch) - self.kept_out(len(batch), self.share)], keys)
+
+
 class Replay(DataSource):
     """Uniform samples of a ring buffer of the last ``capacity`` frames, once it holds ``warmup`` of them.
 
@@ -108,7 +134,8 @@ class Replay(DataSource):
                  device: torch.device | str):
         if not 0 < size <= warmup <= capacity:
             raise ValueError(f"replay needs 0 < size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
-        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device))
+        # compilable: without it each `extend` asks the device for a number and waits
+        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device, compilable=True))
         self.capacity, self.steps, self.size, self.warmup, self.keys = capacity, steps, size, warmup, list(keys)
 
     def with_epochs(self, epochs: int) -> ReplayView:

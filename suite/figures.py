@@ -100,10 +100,10 @@ def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, 
     columns = 2 if len(curves) == 4 else min(3, len(curves))
     lines = math.ceil(len(curves) / columns)
     width, height = max(3.3 * columns, 4.6), 2.7 * lines + 0.55
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     for i, (task, by_row) in enumerate(curves.items()):
         axes = figure.add_subplot(lines, columns, i + 1)
-        _panel(axes, by_row, styles, label if i % columns == 0 else "")
+        draw_panel(axes, by_row, styles, label if i % columns == 0 else "")
         axes.set_title(task, loc="left", fontsize=9.5, color=INK, pad=6)
     _legend(figure, styles, width)
     return figure
@@ -111,11 +111,11 @@ def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, 
 
 def draw_profile(profiles: Mapping[str, Curve], styles: Mapping[str, Style], legend: bool = True) -> Figure:
     """Performance profile with pointwise intervals."""
-    figure = _figure(*((5.2, 3.4) if legend else (3.6, 2.5)))
+    figure = new_figure(*((5.2, 3.4) if legend else (3.6, 2.5)))
     axes = figure.add_subplot()
     _lines(axes, profiles, styles, 1.0)
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="normalised score \u03c4", ylabel="share of runs above \u03c4")
-    _plain(axes)
+    tidy_axes(axes)
     if legend:
         _legend(figure, {row: styles[row] for row in profiles}, 5.2)
     return figure
@@ -138,8 +138,8 @@ def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
         paths.append(save_png(draw_curves(curves, styles, label), table.folder / "curves.png"))
     svgs = {}
     for task, by_row in curves.items():
-        figure = _figure(3.6, 2.5)
-        _panel(figure.add_subplot(), by_row, styles, label)
+        figure = new_figure(3.6, 2.5)
+        draw_panel(figure.add_subplot(), by_row, styles, label)
         svgs[task] = svg(figure, f"Learning curves on {task}")
     profiles = {row: profile_curve(scores) for row, scores in summary.scores.items()}
     if profiles:
@@ -170,13 +170,15 @@ def svg(figure: Figure, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, outside pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _panel(axes: Axes, by_row: Mapping[str, Curve], styles: Mapping[str, Style], label: str) -> None:
+def draw_panel(axes: Axes, by_row: Mapping[str, Curve], styles: Mapping[str, Style], label: str) -> None:
+    """Curves over frames in one panel."""
     ends = [x[-1] for curve in by_row.values() for x in (curve.x, *(tail for tail, _ in curve.tails)) if len(x)]
     divisor, unit = frame_unit(max(ends))
     _lines(axes, by_row, styles, divisor)
@@ -184,7 +186,7 @@ def _panel(axes: Axes, by_row: Mapping[str, Curve], styles: Mapping[str, Style],
     axes.set_xlim(left=0, right=max(max(ends) / divisor, 1e-9))
     axes.locator_params(axis="x", nbins=5)
     axes.locator_params(axis="y", nbins=5)
-    _plain(axes)
+    tidy_axes(axes)
 
 
 def _lines(axes: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style], divisor: float) -> None:
@@ -200,7 +202,8 @@ def _lines(axes: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style],
             line.set_dashes(dash)
 
 
-def _plain(axes: Axes) -> None:
+def tidy_axes(axes: Axes) -> None:
+    """Only the lower edge and a quiet grid of heights."""
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():

@@ -143,6 +143,10 @@ class Run:
                 lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
             except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
                 lines.append(f"video    none: {error}")
+        if (self.path / "metrics" / "scalars" / "probe").exists():
+            from suite.state_figures import draw_run  # matplotlib takes a second to import
+
+            lines.append(f"figure   {draw_run(self.path)}")
         more = "" if stopped else f" --frames {2 * trainer.frames}"
         resume = f"python -m {module} --resume {self.path}{more}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
@@ -224,11 +228,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The git commit of the source tree, marked if it was changed; 'unknown' outside a checkout."""
+    """The git commit of the source tree, marked if it was changed (results apart); 'unknown' outside a checkout."""
     try:
-        return _git("rev-parse", "--short", "HEAD") + (
-            "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(exclude)results")
+        return _git("rev-parse", "--short", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

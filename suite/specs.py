@@ -23,7 +23,8 @@ TERMINATED = (GROUP, "terminated")
 VALUE = (GROUP, "state_value")  # [N, T, A, 1]
 ADVANTAGE = (GROUP, "advantage")
 VALUE_TARGET = (GROUP, "value_target")
-HIDDEN = (GROUP, "hidden")  # [N, T, A, H], recurrent state before the step
+HIDDEN = (GROUP, "memory")  # [N, T, A, H], recurrent state before the step
+PRIVILEGED = (GROUP, "hidden")  # [N, T, A, d], optional, hidden variables of the task: teachers and probes only
 STATE = "state"  # [N, T, S], optional, critics and teachers only
 IS_INIT = "is_init"  # bool [N, T, 1], first step of an episode
 
@@ -34,7 +35,9 @@ class Specs:
 
     ``action_dim`` is the number of choices of a discrete action, else the length of a continuous one; ``low`` and
     ``high`` are the bounds [A, act] of a continuous action; ``agent_types`` holds one role number per agent; ``alive``
-    is the key of a bool [..., A] where agents can die early; ``horizon`` is the time limit of an episode in steps.
+    is the key of a bool [..., A] where agents can die early; ``horizon`` is the time limit of an episode in steps;
+    ``hidden_dim`` the length of the hidden variables that the environment exports for teachers and probes, and
+    ``hidden_parts`` their (name, width, is one-hot).
     """
 
     n_agents: int
@@ -46,6 +49,8 @@ class Specs:
     alive: tuple[str, str] | None = None
     state_dim: int | None = None
     horizon: int | None = None
+    hidden_dim: int = 0
+    hidden_parts: tuple[tuple[str, int, bool], ...] = ()
     low: Tensor | None = None
     high: Tensor | None = None
 
@@ -64,7 +69,9 @@ class Specs:
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
                       alive=ALIVE if ALIVE in keys else None,
                       state_dim=observations[STATE].shape[-1] if STATE in keys else None,
-                      horizon=getattr(env, "max_steps", None))
+                      horizon=getattr(env, "max_steps", None),
+                      hidden_dim=observations[PRIVILEGED].shape[-1] if PRIVILEGED in keys else 0,
+                      hidden_parts=tuple(getattr(env, "hidden_parts", ())) if PRIVILEGED in keys else ())
         if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
             return cls(action_dim=action.space.n, discrete=True, **common)
         if isinstance(action, Bounded):

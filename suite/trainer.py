@@ -93,7 +93,7 @@ class Trainer:
             self._check_finite(row)
             last = self.collector.frames >= self.collector.total_frames
             if last or _due(self.iteration, self.evaluate_every):
-                self._evaluate()
+                self._evaluate(batch)
             stop = self.run.stop_requested  # asked once, so that a stop never goes without its checkpoint
             if last or stop or _due(self.iteration, self.checkpoint_every):
                 self._checkpoint()
@@ -177,9 +177,15 @@ class Trainer:
                 losses = {k: v for k, v in row.items() if k.startswith(f"{name}/")}
                 raise FloatingPointError(f"update {name!r} met a non-finite value at frame {self.frames}: {losses}")
 
-    def _evaluate(self) -> None:
-        if self.evaluate is not None and distributed.rank() == 0:
-            self.run.log({f"eval/{key}": value for key, value in self.evaluate().items()}, frames=self.frames)
+    def _evaluate(self, batch: TensorDictBase | None = None) -> None:
+        if self.evaluate is None or distributed.rank() != 0:
+            return
+        row = {f"eval/{key}": value for key, value in self.evaluate().items()}
+        if batch is not None:
+            with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
+                for loss in self.losses:
+                    row |= loss.diagnose(batch)
+        self.run.log(row, frames=self.frames)
 
     def _checkpoint(self) -> None:
         self.run.save(self.state_dict(), iteration=self.iteration, frames=self.frames)

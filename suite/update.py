@@ -21,7 +21,7 @@ class Update:
         losses: {part: loss or list of losses}; a part has one optimiser and one gradient clipping.
         data: source of minibatches; see `suite.data`.
         optimizer: function of a list of parameters, or {part: function, or an optimizer that another update has too}.
-        max_grad_norm: clipping per part, or {part: clipping}; None does not clip.
+        max_grad_norm: clipping per part, or {part: clipping}; None neither clips nor logs the gradient's norm.
         every: run only at every that many iterations.
         early: run before rewards are combined and advantages estimated (which the losses then cannot read).
         shared: parts that another update trains as well, on purpose.
@@ -60,6 +60,7 @@ class Update:
         self.shared = set(shared)
         self.autocast = autocast
         self.device_type = next((p.device.type for group in self.params.values() for p in group), "cpu")
+        self.compiled = compile is not None  # a captured graph overwrites its outputs
         self.compute = self._compute if compile is None else torch.compile(self._compute, **compile)
 
     def run(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -72,19 +73,20 @@ class Update:
 
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step of every part; no host synchronisation."""
-        with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
+        if self.autocast is None:
             total, metrics = self.compute(minibatch)
-        out = {key: value.clone() for key, value in metrics.items()}  # a captured graph overwrites its outputs
+        else:
+            with torch.autocast(self.device_type, self.autocast):
+                total, metrics = self.compute(minibatch)
+        out = {key: value.clone() for key, value in metrics.items()} if self.compiled else metrics
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
         for part, optimizer in self.optimizers.items():
             distributed.average_gradients(self.params[part])
-            grads = [param.grad for param in self.params[part] if param.grad is not None]
-            norm = nn.utils.get_total_norm(grads) if grads else torch.zeros((), device=total.device)
-            if self.max_grad_norm[part] is not None:
-                nn.utils.clip_grads_with_norm_(self.params[part], self.max_grad_norm[part], norm)
-            out["grad_norm" if len(self.optimizers) == 1 else f"grad_norm_{part}"] = norm
+            if (limit := self.max_grad_norm[part]) is not None:
+                norm = nn.utils.clip_grad_norm_(self.params[part], limit).to(total.device)  # CPU if nothing has one
+                out["grad_norm" if len(self.optimizers) == 1 else f"grad_norm_{part}"] = norm
             optimizer.step()
         for target in self.targets:
             target.step()

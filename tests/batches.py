@@ -9,8 +9,10 @@ from tensordict import TensorDict
 
 from suite.data import Sequences
 from suite.losses import Returns, SMPELoss
+from suite.losses.world_model import TASK_REWARD
 from suite.modules import make_actor, make_critic
 from suite.modules.policies import CRITIC_HIDDEN
+from suite.modules.state_model import PREV_ACTION, PREV_OBSERVATION, PREV_VALID
 from suite.specs import (
     ACTION,
     ACTION_MASK,
@@ -21,6 +23,7 @@ from suite.specs import (
     IS_INIT,
     LOG_PROB,
     OBSERVATION,
+    PRIVILEGED,
     REWARD,
     STATE,
     TERMINATED,
@@ -44,7 +47,8 @@ def make_specs(kind: str = "continuous", *, n_agents: int = 3, types=None, state
 
 # options that bring a state model's rare trainings into a few frames
 STATE_MODEL_OPTIONS = {"smpe": dict(encode_every=1, encode_steps=3, encode_rows=4, memory=20, latent_dim=3,
-                                    copy_every=2)}
+                                    copy_every=2),
+                       "moa": dict(latent_dim=3, num_cells=8, depth=1)}
 
 
 def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, critic_rows: int = 0) -> TensorDict:
@@ -87,6 +91,29 @@ def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, cr
     return batch
 
 
+def make_past_batch(specs: Specs, *shape: int, seed: int = 0) -> TensorDict:
+    """`make_batch` with the step before, which each row's first step does not have, and hidden variables if any."""
+    td, random = make_batch(specs, shape=shape, seed=seed), torch.Generator().manual_seed(seed)
+    n = specs.n_agents
+    td[PREV_VALID] = torch.ones(*shape, n, 1)
+    td[PREV_VALID][:, 0] = 0
+    td[PREV_OBSERVATION] = torch.randn(*shape, n, specs.obs_dim, generator=random) * td[PREV_VALID]
+    td[PREV_ACTION] = torch.rand(*shape, n, n * specs.action_dim, generator=random) * td[PREV_VALID]
+    td[TASK_REWARD] = td["next", *REWARD].clone()
+    if specs.hidden_dim:
+        td[PRIVILEGED] = torch.randn(*shape, n, specs.hidden_dim, generator=random)
+    return td
+
+
+def shaken(module, seed: int = 1):
+    """The module with random numbers added to all weights, so that nothing is zero by its initialisation."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
+    return module
+
+
 def frozen_copy(td: TensorDict) -> TensorDict:
     """A deep copy, to see later that nobody wrote into the original."""
     return td.clone()
@@ -110,5 +137,25 @@ def compose_smpe(specs: Specs, **options):
     critic = new_critic(specs, {}, centralized=True, recurrent_dim=0)
     make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=3, target_tau=0.1, mask=specs.alive)
     estimators = loss.estimators(make_returns, new_critic, critic)
-    updates = loss.updates("smpe", Sequences(1), optimizer=partial(torch.optim.Adam, lr=1e-3), max_grad_norm=10.0)
+    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+    updates = loss.updates("smpe", Sequences(1), optimizer=adam, max_grad_norm=10.0)
     return loss, estimators, updates, actor, critic
+
+
+def iterate_smpe(loss, filtered, updates, batch):
+    """What the trainer does with a batch, in its order, as far as this loss takes part."""
+    encode, *second = updates
+    loss.receive(batch)
+    encode.data.owner.extend(batch)
+    metrics = encode.run(batch)
+    for encoder in loss.encoders if loss.reencode else ():
+        encoder(batch)
+    terms = loss.reward_terms(batch)
+    for estimator in filtered:
+        estimator(batch)
+    for update in second:
+        metrics |= update.run(batch)
+    for estimator in filtered:
+        if estimator.target is not None:
+            estimator.step_target(batch)
+    return metrics | {name: value.mean() for name, value in terms.items()}

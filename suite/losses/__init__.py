@@ -1,6 +1,7 @@
 """Losses, and the table of state-modelling losses that ``--loss`` chooses from."""
 
 from suite.losses.common import Loss, NoLoss
+from suite.losses.moa import MOALoss
 from suite.losses.next_observation import NextObservationLoss
 from suite.losses.off_policy import MADDPGLoss, MixedQLoss
 from suite.losses.ppo import PolicyLoss, ValueLoss
@@ -9,6 +10,7 @@ from suite.losses.smpe import SMPELoss
 
 STATE_MODELS: dict[str, type[Loss]] = {
     "none": NoLoss,
+    "moa": MOALoss,
     "next_observation": NextObservationLoss,
     "smpe": SMPELoss,
 }
@@ -17,6 +19,7 @@ __all__ = [
     "STATE_MODELS",
     "Loss",
     "MADDPGLoss",
+    "MOALoss",
     "MixedQLoss",
     "NextObservationLoss",
     "NoLoss",

@@ -27,6 +27,7 @@ class Loss(LossModule):
     Attributes:
         in_keys: what `forward` reads; a data source hands over nothing else.
         encoders: TensorDictModules to run, in order, before actor and critic.
+        recorders: TensorDictModules to run after the actor, to hand on to the next step what the encoders read there.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
         critic_features: those of them that the critic reads; None: all.
         reencode: run the encoders over each batch again before rewards and updates, so that these see the present
@@ -40,6 +41,7 @@ class Loss(LossModule):
         self.in_keys = list(in_keys)
         self.out_keys: list = []  # names are known after a forward pass only; printing a LossModule needs the list
         self.encoders: list = []
+        self.recorders: list = []
         self.features: dict[NestedKey, int] = {}
         self.critic_features: dict[NestedKey, int] | None = None
         self.reencode = False
@@ -61,6 +63,10 @@ class Loss(LossModule):
         ``critic`` is the recipe's own.
         """
         return []
+
+    def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
+        """Measurements by full name, on the latest batch, whenever the policy is evaluated; they change nothing."""
+        return {}
 
     def refresh(self, batch: TensorDictBase) -> None:
         """Move statistics and schedules on, once per batch, after the updates."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from suite import distributed
 from suite.data import DataSource, Replay
+from suite.latent_probes import probe_latents
 from suite.losses.common import Loss
 from suite.losses.ppo import ValueLoss
 from suite.losses.returns import Returns
@@ -77,7 +78,7 @@ class SMPELoss(Loss):
             ``encode_rows`` rows each (more rows if one batch brings several trainings); memory: episodes to draw from.
         lr, lr_filter: RMSprop's rates of encoder and decoder, and of the filter.
         filters, filter_layers, clip_min, clip_max: the AM filter; see `AMFilter`.
-        filter_every: reconstruction moves the filter in every that many trainings; 0: never.
+        filter_every: reconstruction moves the filter in every that many of the iterations that train; 0: never.
         copy_every: episodes between two copies of the filter to its slow copy.
         filtered_critic: train the filter by L^w_critic too. train_filtered_critic: False leaves V_k at its random
             weights. filtered_target: bootstrap from V_k's ``own`` target, or from the ``central`` critic's frozen
@@ -87,7 +88,8 @@ class SMPELoss(Loss):
         novelty, observation_novelty: weights of the reward terms; 0 and 0 switch counting off.
         bonus_belief: hash a ``sample`` of the belief, or its ``mean``. bonus: ``rsqrt`` or ``inverse`` of the count.
         use_belief: False keeps the belief from the actor. clip_inputs: limit of standardised observations; 0: none.
-        reencode: see `Loss`. mask_padding: leave padded steps out of statistics, counts and memory.
+        reencode: see `Loss`. mask_padding: leave padded steps out of statistics and counts, and give them no
+            weight in the loss.
 
     Raises:
         ValueError: a single agent, a task without horizon, an unknown word, a number out of range.
@@ -164,8 +166,9 @@ class SMPELoss(Loss):
         out["loss_rec"] = self.rec_coef * (scale * error.square()).sum()
         out["loss_kl"] = self.kl_coef * (scale * kl).sum()
         with torch.no_grad():
-            out["reconstruction"] = (decoded - target).square().mean()
-            out["kl_per_unit"] = kl.mean()
+            share = inside / rows / observation.shape[-2]  # of one agent in one row
+            out["reconstruction"] = (share * (decoded - target).square()).sum() / target.shape[-1]
+            out["kl_per_unit"] = (share * kl).sum() / kl.shape[-1]
         return TensorDict(out)
 
     def _norm(self, w: Tensor, inside: Tensor | float, rows: Tensor | int) -> Tensor:
@@ -222,6 +225,12 @@ class SMPELoss(Loss):
         count = visits(x).clamp_min(1).to(x.dtype).unsqueeze(-1)
         bonus = count.rsqrt() if self.bonus == "rsqrt" else count.reciprocal()
         return bonus if mask is None else bonus * mask.unsqueeze(-1)
+
+    @torch.no_grad()
+    def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
+        """What linear probes find of the others' observations (or of hidden variables) in belief and observation."""
+        x = self.scaler(batch[OBSERVATION])
+        return probe_latents(batch, {"z": self.encoder(x)[0], "u": x}, self.specs)
 
     # ------------------------------------------------------------------ filtered critic and updates
 
@@ -344,5 +353,10 @@ def _check(specs: Specs, options: dict[str, Any]) -> None:
     if not 0 <= options["clip_min"] < options["clip_max"] <= 1:
         raise ValueError(f"the filter's clamp needs 0 <= clip_min < clip_max <= 1, got {options['clip_min']} and "
                          f"{options['clip_max']}")
+    if not (options["clip_inputs"] or 0.0) >= 0:
+        raise ValueError(f"clip_inputs of loss 'smpe' must be positive, or 0 for none, got {options['clip_inputs']}")
+    if options["memory"] * specs.horizon < options["encode_rows"]:
+        raise ValueError(f"memory of loss 'smpe' holds {options['memory'] * specs.horizon} frames, fewer than the "
+                         f"encode_rows {options['encode_rows']} of a minibatch")
     if options["filter_layers"] not in (1, 2):
         raise ValueError(f"filter_layers of loss 'smpe' must be 1 or 2, got {options['filter_layers']}")

@@ -79,6 +79,18 @@ def clipped_value_error(value: Tensor, old_value: Tensor, target: Tensor, *, cli
     return torch.maximum((value - target).square(), (limited - target).square())
 
 
+def influence(own: Tensor, given: Tensor, taken: Tensor) -> Tensor:
+    """How much an agent's action moved another's: KL(P(. | a) || sum_a' pi(a') P(. | a')) (Jaques et al. 2019).
+
+    ``own`` [..., A] is pi, ``given`` [..., A, P, B] what each of P others would do after each own action, ``taken``
+    int64 [...] the action; returns [..., P].
+    """
+    marginal = (own[..., None, None] * given).sum(-3)
+    index = taken[..., None, None, None].expand(*taken.shape, 1, *given.shape[-2:])
+    actual = given.gather(-3, index).squeeze(-3)
+    return (actual * (actual.clamp_min(1e-12).log() - marginal.clamp_min(1e-12).log())).sum(-1)
+
+
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over all elements, or over those where ``mask`` (broadcastable bool) is True."""
     if mask is None:

@@ -27,6 +27,10 @@ VMAS = [
     ("vmas/wheel", {}),
     ("vmas/discovery", {"with_info": True}),
     ("vmas/wind_flocking", {}),
+    ("vmas/hidden_leader", {}),
+    ("vmas/hidden_leader", {"continuous_actions": False, "partner_types": True, "with_hidden": True}),
+    ("vmas/navigation", {"with_hidden": True}),
+    ("vmas/simple_speaker_listener_pe", {"with_hidden": True, "continuous_actions": False}),
 ]
 
 OTHERS = [
@@ -37,6 +41,8 @@ OTHERS = [
     ("particle/doublespread-4", {}),
     ("particle/navigation-3", {}),
     ("particle/navigation-3", {"continuous_actions": False}),
+    ("warehouse/tiny-4ag-hard", {}),
+    ("warehouse/tiny-3ag-easy", {"reward_type": "two_stage", "sensor_range": 2, "max_inactivity": 40}),
     ("gymnasium/CartPole-v1", {}),
     ("gymnasium/Pendulum-v1", {}),
     ("gymnasium/MountainCarContinuous-v0", {}),

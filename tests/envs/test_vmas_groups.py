@@ -54,6 +54,14 @@ def test_specs_and_time_limit(name, options):
     assert out.batch_size == (N, 3) and out["next", "truncated"][:, -1].all()
 
 
+def test_hidden_variables_are_split_too():
+    env = make_env("vmas/simple_speaker_listener_pe", num_envs=N, groups="native", with_hidden=True)
+    check_env_specs(env)
+    out = env.rollout(2)["next"]
+    assert out["speaker", "hidden"].shape == out["listener", "hidden"].shape == (N, 2, 1, 3)
+    assert torch.equal(out["speaker", "hidden"], out["listener", "hidden"])
+
+
 def test_save_and_load():
     env, other = (make_env("vmas/simple_tag", num_envs=N, seed=seed, groups="native") for seed in (0, 1))
     env.rollout(3)

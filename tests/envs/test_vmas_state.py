@@ -6,13 +6,13 @@ import vmas
 
 from envs import make_env
 from envs.base import ACTION
-from envs.vmas_scenarios import PER_ENV
+from envs.vmas import OWN
 from envs.vmas_state import RandomState, find_slots
 
 torch.set_num_threads(1)
 
-SCENARIOS = [*vmas.scenarios, *vmas.mpe_scenarios, *PER_ENV, "asym_joint", "het_mass", "waterfall"]
-OPTIONS = {"football": {"ai_red_agents": False}}
+SCENARIOS = [*vmas.scenarios, *vmas.mpe_scenarios, *OWN, "asym_joint", "het_mass", "waterfall"]
+OPTIONS = {"football": {"ai_red_agents": False}, "hidden_leader": {"partner_types": True}}
 NOISY = {"road_traffic", "asym_joint"}  # draw random numbers in each step
 N = 8
 

@@ -101,6 +101,7 @@ def test_every_switch_of_the_off_policy_side_trains(algorithm, change):
 @pytest.mark.parametrize("algorithm, change", [
     ("mappo", {}), ("mappo", {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}), ("maa2c", {"preset": "epymarl"}),
     ("qmix", {"task_options": DISCRETE}), ("maddpg", {}), ("mappo", {"loss": "next_observation"}),
+    ("mappo", {"loss": "smpe"}), ("maa2c", {"preset": "official", "loss": "smpe"}), ("mappo", {"loss": "moa"}),
 ], ids=str)
 def test_a_seed_decides_every_number(algorithm, change):
     cfg = config(algorithm, change.pop("preset", "default"), frames=80, **change)
@@ -136,6 +137,9 @@ def test_frames_are_rounded_up_to_whole_batches():
     ("mappo", {}), ("ippo", {"loss": "next_observation"}),
     ("mappo", {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}),
     ("maa2c", {"preset": "epymarl"}), ("mappo", {"task_options": {"is_discrete": True, "mask": True}}),
+    ("maa2c", {"preset": "official", "loss": "smpe"}), ("mappo", {"preset": "fixed", "loss": "smpe"}),
+    ("mappo", {"loss": "smpe", "loss_options": {"observation_novelty": 0.1, "bonus_belief": "sample"}}),
+    ("mappo", {"loss": "moa", "loss_options": {"curiosity": 0.1, "policy_latent": "sample"}}),
 ], ids=str)
 def test_no_host_synchronisation_between_batch_and_log(algorithm, change, monkeypatch):
     """One synchronisation per iteration, where the metrics become numbers."""
@@ -163,6 +167,35 @@ def test_reward_weights_reach_the_reward():
     assert recipe.make_trainer(plain, MemoryRun()).reward_weights == {"task": 1.0, "curiosity": 0.0}
     by_option = dataclasses.replace(plain, loss_options={"curiosity": 0.5})
     assert recipe.make_trainer(by_option, MemoryRun()).reward_weights == {"task": 1.0, "curiosity": 0.5}
+
+
+@pytest.mark.parametrize("preset, algorithm", [("official", "maa2c"), ("paper", "maa2c"), ("fixed", "mappo")])
+def test_a_state_model_of_the_other_agents_shows_its_numbers(preset, algorithm):
+    """The rewards, the three losses, the filter, the filtered critic; the belief acts and the critic does without."""
+    cfg = config(algorithm, preset, loss="smpe", task_options=DISCRETE | {"arrive": 0.5},
+                 loss_options={"novelty": 0.2, "observation_novelty": 0.1, "filter_every": 1})
+    trainer = train(cfg)
+    expected = {"reward/task", "reward/novelty", "reward/observation_novelty", "smpe/loss_rec", "smpe/loss_kl",
+                "smpe/loss_norm", "smpe/reconstruction", "smpe/kl_per_unit", "smpe/filter", "smpe_critic/loss_value",
+                f"{algorithm}/loss_policy", f"{algorithm}/loss_value"}
+    for row in (row for row in trainer.run.rows if "reward/task" in row):
+        assert expected <= set(row), expected - set(row)
+        assert 0 < row["reward/novelty"] <= 1 and 0.1 <= row["smpe/filter"] <= 1
+    assert trainer.reward_weights == {"task": 1.0, "novelty": 0.2, "observation_novelty": 0.1}
+    belief = ("agents", "belief")
+    assert belief in trainer.updates[0].parts["actor"][0].in_keys
+    assert not any(belief in loss.in_keys for update in trainer.updates for part, group in update.parts.items()
+                   for loss in group if part != "actor")
+    assert [update.name for update in trainer.updates] == [algorithm, "smpe", "smpe_critic"]
+    assert [update.early for update in trainer.updates] == [False, True, False] and len(trainer.estimators) == 2
+
+
+def test_a_state_model_warns_of_schedules_that_never_come_due():
+    options = {"encode_every": 80, "copy_every": 2000}
+    with pytest.warns(UserWarning, match="loss 'smpe': .*_every is .* episodes of 6 steps, .* but the run has 40") as w:
+        recipe.make_trainer(config(loss="smpe", loss_options=options), MemoryRun())
+    assert [("encode_every is 80" in str(x.message), "copy_every is 2000" in str(x.message)) for x in w] == [
+        (True, False), (False, True)]
 
 
 def test_exploration_falls_with_the_frames():

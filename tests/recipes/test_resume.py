@@ -23,6 +23,11 @@ SPREAD = ["--task", "vmas/simple_spread", "--task-options", "n_agents=2", "conti
 PPO = ["--minibatch-size", "20", "--epochs", "2", "--critic-cells", "8"]
 REPLAY = ["--minibatch-size", "10", "--warmup", "60", "--buffer-size", "100", "--gradient-steps", "2",
           "--exploration-frames", "200"]
+# trainings in iterations 2, 3, 5 and 6, copies of the filter in 3 and 5, and every reward counted
+SMPE = ["--loss", "smpe", "--loss-options", "encode_every=6", "encode_steps=3", "encode_rows=8", "copy_every=9",
+        "memory=12", "latent_dim=4", "novelty=0.1", "observation_novelty=0.1", "filter_every=2", "--critic-cells", "8",
+        "--actor-recurrent-dim", "6", "--max-steps", "10"]
+MOA = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "curiosity=0.1"]
 FRAMES = 40  # of one iteration
 RUNS = {
     "mappo": [*NAVIGATION, *PPO],
@@ -36,7 +41,14 @@ RUNS = {
     "next observation": [*NAVIGATION, *PPO, "--loss", "next_observation", "--loss-options", "curiosity=0.1"],
     "next observation qmix": [*SPREAD, "--algorithm", "qmix", *REPLAY, "--loss", "next_observation"],
     "discrete roles": [*SPREAD, *PPO, "--share", "none"],
+    "smpe official": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "official", *SMPE],
+    "smpe fixed": [*NAVIGATION, "--algorithm", "mappo", "--preset", "fixed", *SMPE],
+    "moa": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0"],
+    "moa gru": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "policy_latent=sample", "--actor-recurrent-dim", "6",
+                "--critic-recurrent-dim", "5"],
+    "moa ramp": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.9", "actor_inputs=obs+z+moa"],
 }
+WHOLE = ["moa ramp"]  # a schedule of the whole run, which a longer run has another of
 
 
 def main(*words, monkeypatch):
@@ -55,7 +67,12 @@ def metrics(folder):
 
 def training(folder):
     """Without the evaluations, whose interval depends on the frames asked for."""
-    return {name: text for name, text in metrics(folder).items() if not name.startswith("eval/")}
+    found = metrics(folder)
+
+    def frames(name):
+        return {row.split(",")[0] for row in found[name].splitlines()}
+
+    return {name: text for name, text in found.items() if not frames(name) <= frames("eval/return.csv")}
 
 
 def state(folder):
@@ -78,7 +95,7 @@ def differences(a, b, path=""):
     return [] if a == b else [path]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in WHOLE])
 def test_extending_a_finished_run_equals_a_longer_run(name, tmp_path, monkeypatch):
     words = [*SMALL, *RUNS[name]]
     main(*words, "--frames", str(6 * FRAMES), "--run-dir", str(tmp_path / "whole"), monkeypatch=monkeypatch)
@@ -89,6 +106,38 @@ def test_extending_a_finished_run_equals_a_longer_run(name, tmp_path, monkeypatc
     assert training(tmp_path / "whole") == training(tmp_path / "parts")
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
     assert whole["iteration"] == 6 and differences(whole, parts) == []
+
+
+@pytest.mark.parametrize("name", ["smpe official", "smpe fixed"])
+def test_a_state_model_was_busy_before_and_after_the_break(name, whole):
+    """What the equalities of this file compare: clocks, counters, memory, a copied filter, both optimisers."""
+    found = state(whole(name))
+    [loss], extra = found["losses"], found["losses"][0]["_extra_state"]
+    assert extra == {"frames": 6 * FRAMES, "calls": 4}
+    rows = FRAMES * 6 + (4 * 6 if name == "smpe official" else 0)  # with the last observation of each row
+    for table in ("visits.tables", "observation_visits.tables"):
+        assert loss[table].sum() == rows * 2 * 6  # agents, tables
+    [memory] = [source for source in found["sources"] if source]
+    assert len(memory["frames"]["agents/observation"]) == 120 and len(found["estimators"]) == 2
+    optimizers = {**found["updates"]["smpe"]["optimizers"], **found["updates"]["smpe_critic"]["optimizers"]}
+    assert all(optimizer["state"] for optimizer in optimizers.values())
+    trained = (whole(name) / "metrics" / "scalars" / "smpe" / "loss_rec.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in trained] == [k * FRAMES for k in (2, 3, 5, 6)]
+
+
+def test_the_ramp_was_busy_before_and_after_the_break(whole):
+    """Five sixths of the run have another weight of the KL each; every network has its optimiser's moments."""
+    found = state(whole("moa ramp"))
+    [loss] = found["losses"]
+    assert loss["_extra_state"] == {"frames": 6 * FRAMES, "total_frames": 6 * FRAMES}
+    optimizers = found["updates"]["moa"]["optimizers"]
+    assert optimizers.keys() == {"moa", "world_model", "student", "teacher"}
+    assert all(optimizer["state"] for optimizer in optimizers.values())
+    text = (whole("moa ramp") / "metrics" / "scalars" / "moa" / "loss_kl.csv").read_text().splitlines()
+    rows = [tuple(map(float, row.split(","))) for row in text]
+    kl = (whole("moa ramp") / "metrics" / "scalars" / "moa" / "kl.csv").read_text().splitlines()
+    weights = [value / float(row.split(",")[1]) for (_, value), row in zip(rows, kl, strict=True)]
+    assert weights == pytest.approx([0.03 * min(1, k / (0.9 * 6)) for k in range(6)], rel=1e-3)
 
 
 def test_the_comparison_sees_one_bit(tmp_path, monkeypatch):
@@ -177,9 +226,18 @@ def test_killed_and_resumed_equals_never_killed(moment, whole, tmp_path, monkeyp
     assert leftovers == []
 
 
+@pytest.mark.parametrize("name", ["smpe official", "smpe fixed", "moa ramp"])
+def test_a_state_model_killed_and_resumed_equals_never_killed(name, whole, tmp_path, monkeypatch):
+    killed(name, "in an update", tmp_path)
+    main("--resume", str(tmp_path), monkeypatch=monkeypatch)
+    assert metrics(tmp_path) == metrics(whole(name))
+    assert differences(state(whole(name)), state(tmp_path)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a rollout", "in an early update", "in a checkpoint"])
-@pytest.mark.parametrize("name", ["mappo gru", "maa2c epymarl", "qmix", "maddpg"])
+@pytest.mark.parametrize("name", ["mappo gru", "maa2c epymarl", "qmix", "maddpg", "smpe official",
+                                  "smpe fixed"])
 def test_killed_and_resumed_equals_never_killed_for_every_algorithm(name, moment, whole, tmp_path, monkeypatch):
     killed(name, moment, tmp_path)
     main("--resume", str(tmp_path), monkeypatch=monkeypatch)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from recipes import speed_loop
+from recipes import speed_loop, speed_rounds
 from recipes.speed import speed
 from recipes.speed_loop import COUNTED, PARTS, WARM, Stopwatch, rows, worker
 from recipes.speed_syncs import place, recorded
@@ -61,8 +61,8 @@ def test_a_mode_that_fails_costs_no_other(monkeypatch):
     def broken(*command):
         raise ValueError("python failed:\nTraceback\nRuntimeError: out of memory")
 
-    monkeypatch.setattr(speed_loop, "measure", broken)
-    assert speed_loop.attempt("vmas/navigation", 2) == "RuntimeError: out of memory"
+    monkeypatch.setattr(speed_rounds, "measure", broken)
+    assert speed_rounds.attempt("vmas/navigation", 2) == "RuntimeError: out of memory"
 
 
 def test_synchronisations_are_named_by_their_lines_the_most_first():

@@ -9,6 +9,7 @@ from recipes.checks import check_config
 from recipes.cooperative import configure
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS
+from recipes.smpe_presets import SMPE
 from suite.checkpoint import CheckpointError
 from suite.config import (
     Options,
@@ -133,7 +134,8 @@ def test_every_field_of_the_recipe_is_explained():
     lines = [line.strip() for line in source.splitlines()]
     for item in dataclasses.fields(Config):
         at = next(k for k, line in enumerate(lines) if line.startswith(f"{item.name}:"))
-        assert lines[at + 1].startswith('"""') and lines[at + 1].endswith('."""'), item.name
+        end = next(k for k in range(at + 1, len(lines)) if lines[k].endswith('"""'))
+        assert lines[at + 1].startswith('"""') and lines[end].endswith('."""') and end <= at + 2, item.name
 
 
 # ---------------------------------------------------------------------- algorithms and presets
@@ -158,13 +160,15 @@ def test_every_preset_gives_a_valid_config_for_each_of_its_algorithms(preset):
         cfg = cooperative("--algorithm", algorithm, "--preset", preset)
         assert (cfg.algorithm, cfg.preset) == (algorithm, preset)
         check_config(cfg)
-        for name, value in (ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm]).items():
+        special = SMPE.get(preset, {}).get(algorithm, {})
+        for name, value in (ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm] | special).items():
             assert getattr(cfg, name) == value
 
 
 @pytest.mark.parametrize("words, message", [
     (("--algorithm", "mapo"), r"unknown algorithm 'mapo'; choose from \['ia2c', .*'vdn'\]. Did you mean 'mappo'\?"),
-    (("--preset", "epymal"), r"unknown preset 'epymal'; choose from \['benchmarl', 'default', 'epymarl'\]"),
+    (("--preset", "epymal"),
+     r"preset 'epymal'; choose from \['benchmarl', 'default', 'epymarl', 'fixed', 'official', 'paper'\]. Did you mean"),
     (("--algorithm", "qmix", "--preset", "epymarl"),
      r"preset 'epymarl' has no algorithm 'qmix'; it has \['ia2c', .*\]"),
     (("--resume", "nowhere"), r"nowhere is not a run folder: it has no config.json"),

@@ -192,7 +192,7 @@ def test_resume_continues_to_the_last_bit(runs):
         assert whole == parts
     for rank in (0, 1):
         whole, parts = state(runs / "whole", rank), state(runs / "parts", rank)
-        for key in ("policy", "updates", "collector", "random", "episodes", "advantage", "sources"):
+        for key in ("policy", "updates", "collector", "random", "episodes", "estimators", "sources"):
             assert equal(whole[key], parts[key]), key
 
 

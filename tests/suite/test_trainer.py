@@ -40,9 +40,10 @@ def test_team_reward_is_the_sum_over_agents_for_everyone():
     collector = Batches(reward=torch.tensor([1.0, 10.0]).unsqueeze(-1))
     trainer = make([], collector=collector, team_reward=True, weights={"task": 0.5})
     batch = collector.batch()
+    trainer.receive(batch)
     metrics = trainer.prepare(batch)
     assert batch["next", *REWARD].eq(5.5).all()
-    assert metrics["episode/return"].item() == pytest.approx(N * T * 5.5)  # the environment's: mean over agents
+    assert metrics["episode/return"].item() == pytest.approx(N * T * 11)  # of the team, without weight
 
 
 def test_episode_statistics_are_of_the_environments_reward():
@@ -53,7 +54,7 @@ def test_episode_statistics_are_of_the_environments_reward():
 
 def test_dones_are_expanded_to_agents():
     batch = Batches().batch()
-    make([]).prepare(batch)
+    make([]).receive(batch)
     for key, source in ((DONE, "done"), (TERMINATED, "terminated")):
         assert batch["next", *key].shape == (N, T, A, 1) and batch["next", *key].dtype == torch.bool
         for agent in range(A):

@@ -42,7 +42,7 @@ def test_metrics_are_means_over_minibatches_under_the_updates_name():
     loss = Square()
     frozen = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0), "data": Given(halves)}
     found = update("name", loss, **frozen).run(Batches().batch())
-    assert set(found) == {"name/loss_square", "name/size", "name/grad_norm"}
+    assert set(found) == {"name/loss_square", "name/size"}
     assert all(isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad for value in found.values())
     expected = [loss(half)["loss_square"] for half in halves(Batches().batch(), [OBSERVATION])]
     assert found["name/loss_square"].item() == pytest.approx(sum(expected).item() / 2)
@@ -70,7 +70,7 @@ def test_losses_with_equal_metric_names_are_all_minimised_and_logged():
     expected = [loss(minibatch) for loss in (first, second)]
     before = copies(first), copies(second)
     found = both.step(minibatch)
-    assert set(found) == {"loss_x", "size", "loss_x_b", "size_b", "grad_norm_a", "grad_norm_b"}
+    assert set(found) == {"loss_x", "size", "loss_x_b", "size_b"}
     for suffix, values in zip(("", "_b"), expected, strict=True):
         assert found[f"loss_x{suffix}"] == values["loss_x"] and found[f"size{suffix}"] == values["size"]
     alone = [Square(name="x"), Square(name="x", factor=5.0)]

@@ -12,13 +12,14 @@ from torchrl.collectors import Collector
 from torchrl.objectives import LossModule
 from torchrl.objectives.value import GAE
 
+from suite.collector import make_collector
 from suite.data import Minibatches
 from suite.losses import STATE_MODELS, MADDPGLoss, MixedQLoss, NoLoss, PolicyLoss, Returns, ValueLoss
 from suite.losses.common import Loss
 from suite.modules import make_actor, make_critic
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.specs import ADVANTAGE, ALIVE, DONE, GROUP, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET, Specs
-from tests.batches import STATE_MODEL_OPTIONS, assert_unchanged, frozen_copy, make_batch, make_specs
+from tests.batches import STATE_MODEL_OPTIONS, assert_unchanged, frozen_copy, make_batch, make_past_batch, make_specs
 from tests.toy import ToyEnv
 
 torch.set_num_threads(1)
@@ -89,6 +90,7 @@ def make(name, seed=0):
     kind, factory, flat = CASES[name]
     specs = make_specs(kind)
     batch = make_batch(specs, hidden=0 if flat else 5, critic_rows=0 if flat else 1)
+    batch.update(make_past_batch(specs, *batch.shape))
     return factory(specs), batch.reshape(-1) if flat else batch
 
 
@@ -195,7 +197,7 @@ def coefficients(factory):
 def test_zero_coefficients_remove_a_state_models_terms(name, kind):
     specs = make_specs(kind)
     cls = STATE_MODELS[name]
-    minibatch = make_batch(specs).reshape(-1)
+    minibatch = make_past_batch(specs, 4, 6).reshape(-1)
     assert total(cls(specs)(minibatch)) != 0
     loss = cls(specs, **dict.fromkeys(coefficients(cls), 0.0))
     value = total(loss(minibatch))
@@ -221,7 +223,7 @@ def test_zero_entropy_coefficient_removes_the_entropy_term(clip):
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_what_a_state_model_brings_fits_the_recipe(name, cls, kind):
     specs = make_specs(kind)
-    loss, batch = cls(specs, **STATE_MODEL_OPTIONS.get(name, {})), make_batch(specs)
+    loss, batch = cls(specs, **STATE_MODEL_OPTIONS.get(name, {})), make_past_batch(specs, 4, 6)
     before = frozen_copy(batch)
     make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=2, target_tau=None)
     new_critic = partial(make_critic, recurrent_dim=0, **COMMON)
@@ -274,11 +276,17 @@ def test_usable_in_a_plain_torchrl_loop(name):
     gae.set_keys(advantage=ADVANTAGE, value_target=VALUE_TARGET, value=VALUE, reward=REWARD, done=DONE,
                  terminated=TERMINATED)
     optimizer = torch.optim.Adam(parameters(loss), lr=1e-3) if parameters(loss) else None
-    collector = Collector(env, acting, frames_per_batch=32, total_frames=64)
+    recorders = getattr(loss, "recorders", [])
+    if recorders:  # carried from step to step, which needs a primer
+        collector = make_collector(env, TensorDictSequential(acting, *recorders), steps=8, total_frames=64, fast=False)
+    else:
+        collector = Collector(env, acting, frames_per_batch=32, total_frames=64)
     before = [parameter.clone() for parameter in parameters(loss)]
     for batch in collector:
         for source, key in (("done", DONE), ("terminated", TERMINATED)):
             batch["next", *key] = batch["next", source].unsqueeze(-2).expand(batch["next", *REWARD].shape)
+        if isinstance(loss, Loss):
+            loss.receive(batch)
         with torch.no_grad():
             gae(batch)
         out = loss(batch.reshape(-1))

@@ -10,8 +10,20 @@ from torchrl.objectives import A2CLoss, ClipPPOLoss
 
 from suite.losses import PolicyLoss, ValueLoss
 from suite.modules import make_actor, make_critic
-from suite.modules.distributions import Categorical
-from suite.specs import ACTION, ADVANTAGE, ALIVE, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, VALUE, VALUE_TARGET
+from suite.modules.distributions import Categorical, DiagonalNormal
+from suite.specs import (
+    ACTION,
+    ACTION_MASK,
+    ADVANTAGE,
+    ALIVE,
+    GROUP,
+    HIDDEN,
+    IS_INIT,
+    LOG_PROB,
+    OBSERVATION,
+    VALUE,
+    VALUE_TARGET,
+)
 from tests.batches import make_batch, make_specs
 
 torch.set_num_threads(1)
@@ -267,3 +279,25 @@ def test_wrong_value_losses_are_named():
         ValueLoss(critic_of(0.0), clip=None, kind="huber")
     with pytest.raises(ValueError, match="'l2' only"):
         ValueLoss(critic_of(0.0), clip=0.2, kind="smooth_l1")
+
+
+def test_entropies_and_the_sum_of_the_losses():
+    """Uniform over nine choices, a unit Gaussian in two dimensions; - 1.2 - 0.01 ln 9 + 0.5 * 0.64."""
+    uniform = Categorical(logits=torch.full((9,), 3.0)).entropy().item()
+    assert uniform == pytest.approx(2.197224577, abs=1e-6)
+    assert DiagonalNormal(torch.zeros(2), torch.ones(2)).entropy().item() == pytest.approx(2.837877066, abs=1e-6)
+    assert -1.2 - 0.01 * uniform + 0.5 * 0.64 == pytest.approx(-0.901972246, abs=1e-6)
+
+
+def test_choices_that_do_not_exist_count_for_nothing():
+    """Logits 2, 1, 0 and 7 of which the last is padding: - ln p = 0.407605964, as if there were three."""
+    specs = make_specs("masked")
+    actor = make_actor(specs, {}, recurrent_dim=0, head="normal", state_dependent_scale=False, **COMMON)
+    td = make_batch(specs).reshape(-1)
+    with torch.no_grad():
+        actor[0].module.out.weight.zero_()
+        actor[0].module.out.bias.copy_(torch.tensor([2.0, 1.0, 0.0, 7.0, 7.0]))
+    td[ACTION_MASK][:] = torch.tensor([True, True, True, False, False])
+    dist = actor.get_dist(td.select(*actor.in_keys))
+    assert_close(-dist.log_prob(torch.zeros_like(td[ACTION])), torch.full(td[ACTION].shape, 0.407605964))
+    assert_close(dist.entropy(), torch.full(td[ACTION].shape, 0.832395582))

@@ -97,7 +97,7 @@ def test_nstep_targets():
 def test_only_three_keys_are_written_and_the_reward_stays(kind):
     critic, batch = critic_of(), make_batch(SPECS)
     before = batch.clone()
-    returns_of(critic, kind=kind, standardize_reward=True)(batch)
+    returns_of(critic, kind=kind, standardize_reward=1)(batch)
     assert set(map(str, batch.keys(True, True))) == set(map(str, before.keys(True, True)))
     for key in before.keys(True, True):
         assert torch.equal(batch[key], before[key]) is (key not in (VALUE, ADVANTAGE, VALUE_TARGET)), key
@@ -145,7 +145,7 @@ def test_target_copies_what_is_not_trained():
 def test_rewards_are_standardised_with_the_batch_first():
     critic, batch = critic_of(), make_batch(SPECS)
     batch["next", *REWARD] = 5 + 3 * batch["next", *REWARD]
-    returns = returns_of(critic, kind="nstep", n=1, gamma=0.0, standardize_reward=True)
+    returns = returns_of(critic, kind="nstep", n=1, gamma=0.0, standardize_reward=1)
     reward = batch["next", *REWARD]
     n, c = reward.numel(), 1e-4
     mean = reward.mean() * n / (n + c)
@@ -155,6 +155,67 @@ def test_rewards_are_standardised_with_the_batch_first():
     assert_close(batch[VALUE_TARGET].mean(), torch.tensor(0.0), rtol=0, atol=1e-4)
     returns(make_batch(SPECS, seed=1))
     assert returns.reward_moments.count == pytest.approx(2 * n + c)
+
+
+def test_each_agents_rewards_are_standardised_by_their_own_statistics():
+    batch = make_batch(SPECS)
+    scale, shift = torch.tensor([1.0, 10.0, 0.1]).view(3, 1), torch.arange(3).view(3, 1)
+    batch["next", *REWARD] = scale * batch["next", *REWARD] + shift
+    returns = returns_of(critic_of(), kind="nstep", n=1, gamma=0.0, standardize_reward=3)
+    returns(batch)
+    assert returns.reward_moments.mean.shape == (3, 1)
+    for agent in range(3):
+        reward, target = batch["next", *REWARD][:, :, agent], batch[VALUE_TARGET][:, :, agent]
+        assert_close(target, (reward - reward.mean()) / reward.std(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_rewards_of_padded_steps_count_where_the_switch_says_so(counted):
+    batch = make_batch(SPECS)
+    returns = returns_of(critic_of(), standardize_reward=1, mask=ALIVE, mask_rewards=not counted)
+    returns(batch)
+    reward = batch["next", *REWARD]
+    seen = reward if counted else reward[batch[ALIVE]]
+    assert returns.reward_moments.mean.item() == pytest.approx(seen.mean().item(), abs=1e-4)
+    assert returns.reward_moments.count == pytest.approx(seen.numel() + 1e-4)
+
+
+# one row of three steps, the episode ends after two; rewards 1, 2, 4; values 10, 20, 30 and 40 behind; gamma 1/2, n 2:
+# G_0 = 1 + 2/2 + 0 (the value of step 2 is masked), G_1 = 2 + 0 + 40/4 (the last value is not), G_2 = 0 + 40/2
+def test_padded_returns_by_hand():
+    class Read(nn.Module):
+        def forward(self, x):
+            return x[..., :1]
+
+    critic = TensorDictModule(Read(), in_keys=[OBSERVATION], out_keys=[VALUE])
+    batch = make_batch(make_specs("discrete", n_agents=1), shape=(1, 3))
+    for root, numbers in (((), (10.0, 20.0, 30.0)), (("next",), (20.0, 30.0, 40.0))):
+        batch[(*root, *OBSERVATION)][..., 0] = torch.tensor(numbers).view(1, 3, 1)
+    batch["next", *REWARD] = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    batch[ALIVE] = torch.tensor([True, True, False]).view(1, 3, 1)
+    Returns(critic, kind="padded_nstep", gamma=0.5, lmbda=1.0, n=2, normalize="none", mask=ALIVE)(batch)
+    assert_close(batch[VALUE_TARGET].flatten(), torch.tensor([2.0, 12.0, 20.0]))
+    assert_close(batch[ADVANTAGE].flatten(), torch.tensor([2.0 - 10, 12 - 20, 20 - 30]))
+
+
+def test_a_target_network_and_keys_of_ones_own():
+    """Bootstraps from the given network, which then moves towards the critic; the usual keys stay untouched."""
+    torch.manual_seed(0)
+    critic, target, batch = critic_of(), critic_of(), make_batch(SPECS)
+    keys = tuple((GROUP, name) for name in ("other_value", "other_target", "other_advantage"))
+    own = TensorDictModule(critic.module, in_keys=critic.in_keys, out_keys=[keys[0]])
+    other = TensorDictModule(target.module, in_keys=critic.in_keys, out_keys=[keys[0]])
+    returns = returns_of(own, kind="nstep", n=1, target_tau=0.25, target=other, keys=keys)
+    assert returns.target is other
+    expected = returns_of(critic, kind="nstep", n=1, target_tau=0.25, target=target)(batch.clone())
+    before = batch.clone()
+    returns(batch)
+    for theirs, ours in zip((VALUE, VALUE_TARGET, ADVANTAGE), keys, strict=True):
+        assert torch.equal(batch[ours], expected[theirs]) and torch.equal(batch[theirs], before[theirs])
+    old = [p.clone() for p in target.parameters()]
+    returns.step_target(batch)
+    for start, now, new in zip(old, target.parameters(), critic.parameters(), strict=True):
+        assert torch.equal(now, start.lerp(new, 0.25))
 
 
 @pytest.mark.parametrize(("normalize", "dims"), [("batch", (0, 1, 2, 3)), ("agent", (0, 1, 3))])
@@ -171,7 +232,7 @@ def test_normalised_advantages(normalize, dims):
 
 @pytest.mark.parametrize("normalize", ["batch", "agent"])
 def test_agents_that_have_left_count_in_no_statistic(normalize):
-    batch, options = make_batch(SPECS), dict(normalize=normalize, standardize_reward=True, mask=ALIVE)
+    batch, options = make_batch(SPECS), dict(normalize=normalize, standardize_reward=1, mask=ALIVE)
     alive = batch[ALIVE]
     assert not alive.all() and alive.any((0, 1)).all()
     returns = returns_of(critic_of(), **options)
@@ -266,7 +327,7 @@ def test_recurrent_target_critic_has_its_own_memory():
 
 def test_state_dict_continues_exactly():
     critic = critic_of(recurrent_dim=5)
-    options = dict(kind="nstep", target_tau=0.1, standardize_reward=True)
+    options = dict(kind="nstep", target_tau=0.1, standardize_reward=1)
     first, second = returns_of(critic, **options), returns_of(copy.deepcopy(critic), **options)
     with torch.no_grad():
         for parameter in critic.parameters():
@@ -282,7 +343,9 @@ def test_state_dict_continues_exactly():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "td0"}, r"'td0'.*\['gae', 'nstep', 'padded_nstep'\]"), ({"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
+    ({"kind": "td0"}, r"'td0'.*\['gae', 'nstep', 'padded_nstep'\]"),
+    ({"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
+    ({"kind": "padded_nstep"}, r"padded_nstep needs a mask of the steps inside each episode \(--whole-episodes\)"),
     ({"gamma": -0.1}, "gamma"), ({"lmbda": 2.0}, "gae_lambda must be .*got 2.0"), ({"n": 0}, "n >= 1, got 0"),
     ({"normalize": "env"}, r"'env'.*\['agent', 'batch', 'none'\]"), ({"target_tau": -1.0}, "target_tau"),
     ({"gamma": float("nan")}, "gamma")])

@@ -196,7 +196,7 @@ def test_simhash():
 
 def padded_batch(golden):
     """T transitions of the padded episodes under our keys; ALIVE is True inside an episode."""
-    n, o = golden["batch.obs"].shape[-2:]
+    n = golden["batch.obs"].shape[-2]
     batch = TensorDict(batch_size=[10, T])
     batch[OBSERVATION], batch["next", *OBSERVATION] = golden["batch.obs"][:, :T], golden["batch.obs"][:, 1:]
     batch[ACTION] = golden["batch.actions"][:, :T].squeeze(-1)
@@ -226,7 +226,8 @@ def test_novelty_reward(name, monkeypatch):
         noise = golden[f"call{call}.eps"].permute(1, 2, 0, 3)  # [B, T + 1, n, k]
         noise_from(monkeypatch, [noise])
         bonus = loss.reward_terms(batch)["novelty"].squeeze(-1)
-        total = number(golden, "true_rew_coeff") * golden["batch.reward"][:, :T] + loss.reward_weights["novelty"] * bonus
+        task = number(golden, "true_rew_coeff") * golden["batch.reward"][:, :T]
+        total = task + loss.reward_weights["novelty"] * bonus
         golden.check("reward", total, golden[f"call{call}.rewards"][:, : steps - 1], 1e-6)
     tables = torch.stack([golden[f"tables{k}"] for k in range(n)])
     assert_close(loss.visits.tables.double(), tables, rtol=0, atol=0)
@@ -263,23 +264,18 @@ def learner(golden):
     return specs, loss, actor, critic, returns, filtered
 
 
-@pytest.mark.parametrize("name", variants("learner_update"))
-def test_learner_update(name):
-    golden = Golden("smpe", name)
-    specs, loss, actor, critic, returns, filtered = learner(golden)
-    n, batch = specs.n_agents, padded_batch(golden)
-    batch[BELIEF] = loss.encoders[0].module(batch[OBSERVATION])
-
-    returns(batch)
-    filtered(batch)
+def check_estimates(golden, batch, returns):
     golden.check("mask", batch[ALIVE].float(), golden["mask"], 0)
     for key, theirs in ((VALUE_TARGET, "nstep_returns"), (FILTERED[1], "nstep_returns_w")):
         golden.check(theirs, batch[key].squeeze(-1), golden[theirs], 1e-4)
     golden.check("advantages", batch[ADVANTAGE].squeeze(-1) * golden["mask"], golden["advantages"], 1e-4)
     for part in ("mean", "var"):
         ours, theirs = getattr(returns.reward_moments, part).squeeze(-1), golden[f"rew_ms_learner.{part}"]
-        golden.check("reward statistics", ours, theirs.expand(n), 1e-4)
+        golden.check("reward statistics", ours, theirs.expand(len(ours)), 1e-4)
 
+
+def make_updates(golden, loss, actor, critic):
+    """Of actor and critic, and of the filter, with the state of the file's optimiser."""
     lr, clip = number(golden, "lr"), number(golden, "grad_norm_clip")
     adam = partial(torch.optim.Adam, lr=lr)
     losses = {"actor": PolicyLoss(actor, clip=None, entropy_coef=number(golden, "entropy_coef"), mask=ALIVE),
@@ -289,11 +285,44 @@ def test_learner_update(name):
                    optimizer={"actor": adam, "critic": partial(torch.optim.Adam, lr=2 * lr)})
     encode, second = loss.updates("smpe", Sequences(1), optimizer=adam, max_grad_norm=clip)
     assert second.optimizers["filter"] is encode.optimizers["filter"]
-    filter_state = golden.stacked("before.filter{}_rms_square_avg", FILTER, n)
     named = dict(loss.am_filter.named_parameters())
-    for key, square in filter_state.items():
+    for key, square in golden.stacked("before.filter{}_rms_square_avg", FILTER, loss.specs.n_agents).items():
         second.optimizers["filter"].state[named[key]] = {"step": torch.tensor(1.0), "square_avg": square.clone()}
+    return first, second
 
+
+def check_networks(golden, loss, actor, critic, returns, filtered):
+    n, separate = loss.specs.n_agents, "before.actor.agents.0.fc1.weight" in golden.arrays
+    after = golden.stacked("after.actor.agents.{}", ACTOR, n) if separate else golden.weights("after.actor", ACTOR)
+    for what, network, weights in (
+        ("actor", actor[0].module, after), ("critic", critic.module, golden.weights("after.critic", CRITIC)),
+        ("target critic", returns.target.module, golden.weights("after.target_critic", CRITIC)),
+        ("filtered critic", loss.filtered.module.critic, golden.weights("after.critic_w", CRITIC)),
+        ("filtered target", filtered.target.module.critic, golden.weights("after.target_critic_w", CRITIC)),
+        ("filter", loss.am_filter, golden.stacked("after.filter{}", FILTER, n)),
+    ):
+        for key, theirs in weights.items():
+            golden.check(what, network.state_dict()[key], theirs, 5e-4)
+    named = dict(loss.am_filter.named_parameters())
+    for key, theirs in golden.stacked("filter{}_grad", FILTER, n).items():
+        grad = named[key].grad
+        assert_close(theirs if grad is None else grad, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+        assert grad is not None or not theirs.any()
+    moved = golden.stacked("before.filter{}", FILTER, n)
+    assert any((loss.am_filter.state_dict()[key] - moved[key]).abs().max() > 1e-4 for key in moved)
+
+
+@pytest.mark.parametrize("name", variants("learner_update"))
+def test_learner_update(name):
+    golden = Golden("smpe", name)
+    _, loss, actor, critic, returns, filtered = learner(golden)
+    batch = padded_batch(golden)
+    batch[BELIEF] = loss.encoders[0].module(batch[OBSERVATION])
+    returns(batch)
+    filtered(batch)
+    check_estimates(golden, batch, returns)
+
+    first, second = make_updates(golden, loss, actor, critic)
     values = critic.module(batch[OBSERVATION]).detach()
     metrics = first.step(batch.select(*first.keys))
     golden.check("critic loss", metrics["loss_value"], golden["stat.critic_loss"].float(), 1e-4)
@@ -305,24 +334,6 @@ def test_learner_update(name):
     filtered.step_target(batch)
     golden.check("values", (values.squeeze(-1) * golden["mask"]).sum() / golden["mask"].sum(),
                  golden["stat.v_taken_mean"].float(), 1e-4)
-
-    separate = "before.actor.agents.0.fc1.weight" in golden.arrays
-    after = golden.stacked("after.actor.agents.{}", ACTOR, n) if separate else golden.weights("after.actor", ACTOR)
-    for what, network, weights in (
-        ("actor", actor[0].module, after), ("critic", critic.module, golden.weights("after.critic", CRITIC)),
-        ("target critic", returns.target.module, golden.weights("after.target_critic", CRITIC)),
-        ("filtered critic", loss.filtered.module.critic, golden.weights("after.critic_w", CRITIC)),
-        ("filtered target", filtered.target.module.critic, golden.weights("after.target_critic_w", CRITIC)),
-        ("filter", loss.am_filter, golden.stacked("after.filter{}", FILTER, n)),
-    ):
-        for key, theirs in weights.items():
-            golden.check(what, network.state_dict()[key], theirs, 5e-4)
-    filters = golden.stacked("filter{}_grad", FILTER, n)
-    for key, theirs in filters.items():
-        grad = named[key].grad
-        assert_close(theirs if grad is None else grad, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
-        assert grad is not None or not theirs.any()
-    moved = golden.stacked("before.filter{}", FILTER, n)
-    assert any((loss.am_filter.state_dict()[key] - moved[key]).abs().max() > 1e-4 for key in moved)
+    check_networks(golden, loss, actor, critic, returns, filtered)
     assert VALUE in batch.keys(True)
     print(name, {key: f"{value:.1e}" for key, value in golden.largest.items()})

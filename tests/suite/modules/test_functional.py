@@ -11,6 +11,7 @@ from suite.modules.functional import (
     clipped_surrogate,
     clipped_value_error,
     gae,
+    influence,
     masked_mean,
     nstep_returns,
     padded_nstep_returns,
@@ -169,9 +170,61 @@ def test_clipped_value_error_and_its_gradient(value, target, expected, slope):
     assert_close(value.grad, torch.tensor(slope))
 
 
+# clip 0.2, loss = - min(rho A, clip(rho) A), and its derivative with respect to rho
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "slope"), [
+    (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.0), (0.5, 1.0, -0.5, -1.0), (0.5, -1.0, 0.8, 0.0), (1.1, 1.0, -1.1, -1.0),
+    (1.0, 2.0, -2.0, -2.0)])
+def test_policy_loss_and_its_gradient_by_the_ratio(ratio, advantage, loss, slope):
+    ratio = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
+    out = -clipped_surrogate(ratio.log(), torch.zeros((), dtype=torch.float64), torch.tensor(advantage), clip=0.2)
+    out.backward()
+    assert out.item() == pytest.approx(loss, abs=1e-6) and ratio.grad.item() == pytest.approx(slope, abs=1e-6)
+
+
+# clip 0.2, old value 1: inside the clip; above, towards the target; below, away; above, beyond the target; above, away;
+# below, towards the target
+@pytest.mark.parametrize(("value", "target", "loss", "slope"), [
+    (1.1, 2.0, 0.81, -1.8), (1.5, 2.0, 0.64, 0.0), (0.5, 2.0, 2.25, -3.0), (2.5, 2.0, 0.64, 0.0), (1.5, 0.0, 2.25, 3.0),
+    (0.5, 0.0, 0.64, 0.0)])
+def test_clipped_value_error_moves_only_where_it_may(value, target, loss, slope):
+    value = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    out = clipped_value_error(value, torch.tensor(1.0), torch.tensor(target), clip=0.2)
+    out.backward()
+    assert out.item() == pytest.approx(loss, abs=1e-6) and value.grad.item() == pytest.approx(slope, abs=1e-6)
+
+
+# gamma 0.9, lambda 0.8, carry 0.72, rewards 1, values 0.5: delta 1 + 0.45 - 0.5 = 0.95, or 0.5 where terminated
+@pytest.mark.parametrize(("ended", "expected"), [(NEVER, [2.12648, 1.634, 0.95]), (MIDDLE, [1.31, 0.5, 0.95])])
+def test_gae_of_equal_values(ended, expected):
+    half = column([0.5] * 3, torch.float64)
+    advantage, _ = gae(column([1.0] * 3, torch.float64), half, half, flags(ended), flags(ended), gamma=0.9, lmbda=0.8)
+    assert_close(advantage, column(expected, torch.float64), rtol=0, atol=1e-6)
+
+
 def test_masked_mean():
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert masked_mean(x, None) == 2.5
     assert masked_mean(x, torch.tensor([[True, False], [True, True]])) == 8 / 3
     assert masked_mean(x, torch.tensor([[True], [False]])) == 1.5  # broadcast over the last dimension
     assert masked_mean(x, torch.zeros(2, 2, dtype=torch.bool)) == 0  # nobody counts
+
+
+# two choices of one other agent, given each own action; KL(P(. | taken) || sum of pi P)
+@pytest.mark.parametrize(("own", "given", "taken", "expected"), [
+    ([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], 0, 0.368064207), ([0.8, 0.2], [[0.9, 0.1], [0.1, 0.9]], 0, 0.080618975),
+    ([0.8, 0.2], [[0.9, 0.1], [0.1, 0.9]], 1, 0.917393819), ([0.3, 0.7], [[0.6, 0.4], [0.6, 0.4]], 0, 0.0),
+    ([0.3, 0.7], [[0.6, 0.4], [0.6, 0.4]], 1, 0.0)])
+def test_influence_by_hand(own, given, taken, expected):
+    own, given = (torch.tensor(x, dtype=torch.float64) for x in (own, given))
+    out = influence(own.view(1, 2), given.view(1, 2, 1, 2), torch.tensor([taken]))
+    assert_close(out, torch.tensor([[expected]], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_mean_influence_is_the_mutual_information():
+    generator = torch.Generator().manual_seed(0)
+    own = torch.rand(7, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    given = torch.randn(7, 4, 3, 5, generator=generator, dtype=torch.float64).softmax(-1)
+    each = torch.stack([influence(own, given, torch.full((7,), k)) for k in range(4)], 1)  # [7, A, P]
+    joint = own[..., None, None] * given
+    product = own[..., None, None] * joint.sum(1, keepdim=True)
+    assert_close((own.unsqueeze(-1) * each).sum(1), (joint * (joint / product).log()).sum((1, 3)))

@@ -18,7 +18,7 @@ def test_moments_equal_the_golden_file():
         moments.update(torch.from_numpy(golden[f"x{k}"]))
         for name in ("mean", "var"):
             assert_close(getattr(moments, name), torch.from_numpy(golden[f"{name}{k}"]), rtol=1e-5, atol=1e-6)
-        assert moments.count.item() == pytest.approx(float(golden[f"count{k}"]), rel=1e-12)
+        assert moments.count.tolist() == pytest.approx([float(golden[f"count{k}"])] * 3, rel=1e-12)
 
 
 # c = 1e-4, mean 0, var 1; rows 1 and 3: b = 2, v = 2 (unbiased), N = 2, delta = 2, c + N = 2.0001
@@ -51,6 +51,21 @@ def test_masked_rows_are_left_out():
     for name in ("mean", "var", "count"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert 0 < first.count < 12
+
+
+def test_elements_of_one_row_may_be_left_out_apart():
+    """An agent that has left stops counting for itself alone: each element has a count, a mean, a variance."""
+    x = torch.randn(6, 2, 1, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(6, 2, 1, dtype=torch.bool)
+    mask[2:, 1] = False
+    both, first, second = RunningMoments((2, 1)), RunningMoments((1,)), RunningMoments((1,))
+    for _ in range(2):
+        both.update(x, mask)
+        first.update(x[:, 0])
+        second.update(x[:2, 1])
+    assert both.count.flatten().tolist() == pytest.approx([12 + 1e-4, 4 + 1e-4], rel=1e-12)
+    for name in ("mean", "var", "count"):
+        assert_close(getattr(both, name), torch.stack([getattr(first, name), getattr(second, name)]))
 
 
 def test_one_row_has_variance_0_and_none_changes_nothing():

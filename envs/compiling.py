@@ -1,0 +1,29 @@
+"""The option ``compile`` of the families whose step is a pure function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def backend_of(compile: bool | str) -> str | None:
+    """The backend of ``torch.compile`` that ``compile`` asks for: None for False; ValueError if there is no such."""
+    if not compile:
+        return None
+    backend = "inductor" if compile is True else compile
+    known = torch._dynamo.list_backends(None)
+    if backend not in known:
+        raise ValueError(f"compile must be False, True or one of {known}, got {compile!r}")
+    return backend
+
+
+def one_graph(function: Callable[..., Any], backend: str | None, *example: Any) -> Callable[..., Any]:
+    """``function`` compiled as one graph, now, so that a failure shows here and not later; itself without a backend."""
+    if backend is None:
+        return function
+    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        compiled(*example)
+    return compiled

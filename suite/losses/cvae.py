@@ -1,0 +1,134 @@
+"""A conditional VAE of the agent's features whose latent is aligned to that of a privileged teacher."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from suite.losses.common import Loss
+from suite.losses.world_model import observation_error
+from suite.modules.gaussian import Direction, alignment, free_bits, kl_to_unit, nll, reparameterise, weighted_mean
+from suite.modules.networks import AgentInput, mlp
+from suite.modules.state_model import PAST, GaussianEncoder, Inferred, StateModel
+from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
+
+Target = Literal["x", "y", "xy"]
+
+
+class Decoder(nn.Module):
+    """z and id -> what is reconstructed; nothing else, or the latent would be ignored."""
+
+    def __init__(self, n_agents: int, latent_dim: int, out_dim: int, cells):
+        super().__init__()
+        self.assemble = AgentInput(n_agents, agent_id=True)
+        self.net = mlp(latent_dim + n_agents, out_dim, None, cells=cells, activation="relu", init="orthogonal")
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[..., N, k] -> [..., N, out]."""
+        return self.net(self.assemble(z))
+
+
+class CVAELoss(Loss):
+    """L = L_rec + alpha L_KL, and for the teacher L_T = L_rec(x, y) + beta KL(teacher || N(0, 1)).
+
+    - L_rec = mean |x^ - x|^2 (mean over features that vary; x constant), x^ decoded from z ~ N(student) and the id.
+    - L_KL = KL(student || teacher) (or the reverse), summed over dimensions, w_s with the teacher fixed + w_t with the
+      student fixed; without a teacher: KL(student || N(0, 1)).
+    - The teacher also sees y, what the others see and do at this step and the task's hidden variables, and
+      reconstructs x and y from its own latent; it exists in training only.
+
+    Means run over steps with a valid past and living agents. Gradients reach student, decoders and teacher.
+
+    Args:
+        alpha: weight of L_KL, ramped up by the caller. beta_teacher: of the teacher's prior.
+        kl_weights: (w_s, w_t). free_bits_dim, free_nats: see `free_bits`.
+        rec_target: what the student reconstructs: ``x``, ``y`` or both.
+    """
+
+    def __init__(self, specs: Specs, model: StateModel, *, latent_dim: int, cells=(128, 128), alpha: float = 0.03,
+                 beta_teacher: float = 0.03, rec_coef: float = 1.0, teacher_coef: float = 1.0,
+                 kl_direction: Direction = "student_to_teacher", kl_weights: tuple[float, float] = (1.0, 0.0),
+                 free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x",
+                 use_teacher: bool = True):
+        super().__init__([OBSERVATION, *PAST, ACTION, *([specs.alive] if specs.alive else []),
+                          *([PRIVILEGED] if specs.hidden_dim else [])])
+        n, d, e, h = specs.n_agents, specs.obs_dim, specs.action_dim, specs.hidden_dim
+        self.model, self.alive, self.hidden, self.discrete = model, specs.alive, bool(h), specs.discrete
+        self.alpha, self.beta_teacher = alpha, beta_teacher
+        self.kl_weights, self.kl_direction = kl_weights, kl_direction
+        self.rec_coef, self.teacher_coef = rec_coef, teacher_coef
+        self.free = dict(per_dim=free_bits_dim, total=free_nats)
+        self.rec_target, self.shape = rec_target, (n - 1, d, e, h)
+        y_dim = (n - 1) * (d + e) + h
+        sizes = {"x": model.x_dim, "y": y_dim, "xy": model.x_dim + y_dim}
+        self.decoder = Decoder(n, latent_dim, sizes[rec_target], cells)
+        self.teacher = self.teacher_decoder = None
+        if use_teacher:
+            self.teacher = GaussianEncoder(model.x_dim + model.context_dim + y_dim, latent_dim, cells)
+            self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
+
+    def privileged(self, td: TensorDictBase) -> Tensor:
+        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables."""
+        actions = self.model.actions
+        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]),
+                                                            actions.encode(td[ACTION]))]
+        return torch.cat([*parts, td[PRIVILEGED]] if self.hidden else parts, -1)
+
+    def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
+        """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats."""
+        past = [minibatch[key] for key in PAST]
+        known, y = self.model.infer(minibatch[OBSERVATION], *past), self.privileged(minibatch)
+        valid = past[-1].squeeze(-1)
+        weight = valid * minibatch[self.alive] if self.alive else valid
+        student = known.mean, known.log_sigma
+        z = reparameterise(*student, torch.randn_like(known.mean))
+        target = {"x": known.x, "y": y, "xy": torch.cat([known.x, y], -1)}[self.rec_target]
+        error = observation_error(self.decoder(z), target, self._mask(y))
+        out = {"loss_rec": self.rec_coef * weighted_mean(error, weight)}
+        if self.teacher is None:
+            kl = kl_to_unit(*student)
+        else:
+            teacher = self.teacher(known.x, known.context, y)
+            kl = alignment(student, teacher, direction=self.kl_direction, weights=self.kl_weights)
+            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(known, y, teacher, weight)
+        out["loss_kl"] = self.alpha * free_bits(kl, weight, **self.free)
+        out["kl"] = weighted_mean(kl.detach().sum(-1), weight)
+        return TensorDict(out)
+
+    def _mask(self, y: Tensor) -> Tensor:
+        """bool: the entries of the student's target that ever vary; padding does not count."""
+        mine, others = self.model.x_scaler.mask, self.model.scaler.mask.repeat(self.shape[0])
+        y_mask = torch.cat([others, others.new_ones(y.shape[-1] - len(others))])
+        return {"x": mine, "y": y_mask, "xy": torch.cat([mine, y_mask])}[self.rec_target]
+
+    def _teacher_loss(self, known: Inferred, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
+        others, d, e, h = self.shape
+        decoded = self.teacher_decoder(reparameterise(*teacher, torch.randn_like(teacher[0])))
+        x, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
+        y_seen, y_did, y_hidden = y.split([others * d, others * e, h], -1)
+        error = observation_error(x, known.x, self.model.x_scaler.mask)
+        error = error + observation_error(seen, y_seen, self.model.scaler.mask.repeat(others))
+        did, y_did = did.unflatten(-1, (others, e)), y_did.unflatten(-1, (others, e))
+        if self.discrete:
+            error = error - (did.log_softmax(-1) * y_did).sum(-1).mean(-1)
+        else:
+            error = error + nll(did, torch.zeros_like(did), y_did).mean(-1)
+        if h:
+            error = error + (hidden - y_hidden).square().mean(-1)
+        return weighted_mean(error + self.beta_teacher * kl_to_unit(*teacher).sum(-1), weight)
+
+    def networks(self, part: str) -> dict[str, list]:
+        """Student with its decoder under ``part``, and the teacher."""
+        out = {part: [*self.model.student.parameters(), *self.decoder.parameters()]}
+        if self.teacher is not None:
+            out["teacher"] = [*self.teacher.parameters(), *self.teacher_decoder.parameters()]
+        return out
+
+    def calibration(self, known: Inferred, td: TensorDictBase) -> Tensor:
+        """Mean over dimensions of ((mu_T - mu)^2 + sigma_T^2) / sigma^2 [..., N]; 1 is a calibrated student."""
+        mean, log_sigma = self.teacher(known.x, known.context, self.privileged(td))
+        spread = (mean - known.mean).square() + (2 * log_sigma).exp()
+        return (spread * (-2 * known.log_sigma).exp()).mean(-1)

@@ -1,0 +1,62 @@
+"""The option ``compile`` of the tensor families: the same game, a failure at once, bad words refused."""
+
+import pytest
+import torch
+
+from envs import make_env
+from envs.base import ACTION
+from envs.compiling import backend_of, one_graph
+
+torch.set_num_threads(1)
+
+TASKS = ["foraging/2s-9x9-3p-2f-coop", "warehouse/tiny-4ag-hard", "particle/spread-3"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_compiled_environment_plays_the_same_game(task):
+    eager, compiled = make_env(task, num_envs=8, max_steps=6), make_env(task, num_envs=8, max_steps=6,
+                                                                        compile="aot_eager")
+    one, two = eager.reset_tensors(), compiled.reset_tensors()
+    for _ in range(14):
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+        action = {ACTION: eager.full_action_spec[ACTION].rand()}
+        one, two = eager.step_tensors(action), compiled.step_tensors(action)
+        done = one["done"].squeeze(-1)
+        if done.any():
+            assert torch.equal(done, two["done"].squeeze(-1))
+            one, two = eager.reset_tensors(done), compiled.reset_tensors(done)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_state_put_back_is_seen_at_once(task):
+    """What a step showed is not shown again after a reset or a restored state."""
+    env = make_env(task, num_envs=4)
+    env.reset_tensors()
+    saved, before = env.state_dict(), env._observe()
+    env._simulate({ACTION: env.full_action_spec[ACTION].rand()})
+    env.load_state_dict(saved)
+    after = env._observe()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_words():
+    assert backend_of(False) is None and backend_of(True) == "inductor" and backend_of("aot_eager") == "aot_eager"
+    with pytest.raises(ValueError, match=r"compile must be False, True or one of \[.*'inductor'.*\], got 'inductr'"):
+        backend_of("inductr")
+    for task in TASKS:
+        with pytest.raises(ValueError, match="compile must be"):
+            make_env(task, num_envs=2, compile="inductr")
+
+
+def test_what_cannot_be_compiled_raises_at_once():
+    def asks_the_host(x):
+        return x + 1 if x.sum().item() > 0 else x
+
+    assert one_graph(asks_the_host, None, torch.ones(2)) is asks_the_host
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
+        one_graph(asks_the_host, "aot_eager", torch.ones(2))
+
+
+def test_conflicts_by_networkx_are_not_compiled():
+    with pytest.raises(ValueError, match="conflicts='exact' cannot be compiled"):
+        make_env("warehouse/tiny-2ag-hard", num_envs=2, conflicts="exact", compile="aot_eager")

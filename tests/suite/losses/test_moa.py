@@ -1,0 +1,295 @@
+"""The model of the other agents, the sum of the family's losses, its schedule and its statistics."""
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.testing import assert_close
+
+from suite.losses import MOALoss
+from suite.losses.moa import ActionModelLoss
+from suite.losses.world_model import NEXT_OBSERVATION, TASK_REWARD
+from suite.modules.state_model import PARTS, PAST, PREV_ACTION, PREV_OBSERVATION, PREV_VALID, StateModel
+from suite.specs import ACTION, ALIVE, OBSERVATION, REWARD, Specs
+from tests.batches import assert_unchanged, make_past_batch, make_specs, shaken
+
+torch.set_num_threads(1)
+LOGITS = [2.0, 1.0, 0.0]
+SMALL = dict(latent_dim=2, num_cells=16, depth=1)
+# two dimensions with KL(student || teacher) = 0.443147181 + 0.806852819 = 1.25
+STUDENT = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]).log()
+TEACHER = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0]).log()
+
+
+# ---------------------------------------------------------------------- the model of the others, by hand
+
+
+def hand_specs(**options):
+    return Specs(n_agents=2, obs_dim=1, action_dim=3, discrete=True, agent_types=(0, 0), **options)
+
+
+def hand_loss(specs, monkeypatch, logits=LOGITS, **options):
+    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"), **options)
+    out = torch.tensor(logits, requires_grad=True)
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: out.expand(*u.shape[:-1], 1, 3))
+    return loss, out
+
+
+def hand_td(actions, valid):
+    """Both agents do the same at every step."""
+    rows = len(actions)
+    td = TensorDict({ACTION: torch.tensor(actions)[:, None].expand(rows, 2).clone()}, batch_size=[rows])
+    td[PREV_VALID] = torch.tensor(valid)[:, None, None].expand(rows, 2, 1).float()
+    td[PREV_OBSERVATION], td[PREV_ACTION] = torch.zeros(rows, 2, 1), torch.zeros(rows, 2, 6)
+    return td
+
+
+# -ln softmax([2, 1, 0]) = 0.407605964, 1.407605964, 2.407605964; the step without a past does not count
+@pytest.mark.parametrize("actions, valid, expected", [
+    ([0], [1], 0.407605964), ([1], [1], 1.407605964), ([2], [1], 2.407605964),
+    ([2, 0, 1, 2], [0, 1, 1, 1], 1.407605964), ([2, 0, 1, 2], [0, 1, 1, 0], 0.907605964),
+    ([2, 0, 1, 2], [0, 0, 0, 0], 0.0)])
+def test_cross_entropy_by_hand(actions, valid, expected, monkeypatch):
+    loss, logits = hand_loss(hand_specs(), monkeypatch)
+    out = loss(hand_td(actions, valid))
+    assert out["loss_moa"].item() == pytest.approx(expected, abs=1e-6)
+    assert out["accuracy"].item() == pytest.approx(sum(v for a, v in zip(actions, valid, strict=True) if a == 0)
+                                                   / max(sum(valid), 1))
+    out["loss_moa"].backward()
+    assert any(valid) == bool(logits.grad.any()) and logits.grad.isfinite().all()
+
+
+def test_probabilities_uniform_logits_and_coefficient(monkeypatch):
+    loss, logits = hand_loss(hand_specs(), monkeypatch, coef=0.5)
+    assert loss(hand_td([1], [1]))["loss_moa"].item() == pytest.approx(0.703802982, abs=1e-6)
+    feature = loss.model.action_model.feature(logits.expand(1, 2, 1, 3))
+    assert_close(feature[0, 0], torch.tensor([0.665240956, 0.244728471, 0.090030573]), rtol=0, atol=1e-6)
+    loss, _ = hand_loss(hand_specs(), monkeypatch, logits=[7.0, 7.0, 7.0])
+    assert loss(hand_td([2], [1]))["loss_moa"].item() == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_an_agent_that_left_is_neither_modelled_nor_models(monkeypatch):
+    specs = make_specs("discrete", alive=ALIVE)
+    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
+    td = make_past_batch(specs, 1, 2)
+    td[ALIVE] = torch.tensor([[[True, True, True], [True, False, True]]])
+    # others of 0: 1 2; of 1: 0 2; of 2: 0 1
+    assert loss.weights(td)[0].tolist() == [[[0, 0]] * 3, [[0, 1], [0, 0], [1, 0]]]
+    logits = torch.zeros(1, 2, 3, 2, 5)
+    logits[:, 0] = torch.tensor([50.0, 0, 0, 0, 0])
+    logits[0, 1, 0, 0] = logits[0, 1, 1, :] = logits[0, 1, 2, 1] = torch.tensor([50.0, 0, 0, 0, 0])
+    td[ACTION].fill_(3)
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: logits)
+    assert loss(td)["loss_moa"].item() == pytest.approx(math.log(5), abs=1e-6)
+
+
+def test_targets_are_what_the_others_do_now():
+    for kind in ("discrete", "continuous"):
+        specs = make_specs(kind)
+        loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
+        td = make_past_batch(specs, 2, 3)
+        target = loss.targets(td)
+        now = td[ACTION] if kind == "discrete" else loss.model.actions.encode(td[ACTION])
+        for i, others in enumerate([(1, 2), (0, 2), (0, 1)]):
+            for place, j in enumerate(others):
+                assert torch.equal(target[:, :, i, place], now[:, :, j])
+
+
+# mean 0, 0.5 and deviations 1, 0.5 against actions 1, 0: 2.144729886
+def test_gaussian_likelihood_by_hand(monkeypatch):
+    specs = Specs(n_agents=2, obs_dim=1, action_dim=2, discrete=False, agent_types=(0, 0), low=-torch.ones(2, 2),
+                  high=torch.ones(2, 2))
+    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
+    out = torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.5]).log()
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: tuple(
+        part.expand(*u.shape[:-1], 1, 2) for part in out))
+    td = TensorDict({ACTION: torch.tensor([1.0, 0.0]).expand(3, 2, 2)}, batch_size=[3])
+    td[PREV_VALID], td[PREV_OBSERVATION] = torch.ones(3, 2, 1), torch.zeros(3, 2, 1)
+    td[PREV_ACTION] = torch.zeros(3, 2, 4)
+    out = loss(td)
+    assert set(out.keys()) == {"loss_moa"} and out["loss_moa"].item() == pytest.approx(2.144729886, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_deterministic_others_can_be_learned_by_heart(n):
+    torch.manual_seed(0)
+    specs = make_specs("discrete", n_agents=n)
+    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[128, 128], parts=PARTS, others="all"))
+    td = make_past_batch(specs, 256, 2)[:, 1]
+    table = torch.randint(5, (5, 5))  # what each does follows from what it and its neighbour did
+    did = td[ACTION]
+    td[PREV_ACTION] = loss.model.actions.pack(loss.model.actions.encode(did))
+    td[ACTION] = table[did, did.roll(1, -1)]
+    optimizer = torch.optim.Adam(loss.model.action_model.parameters(), lr=1e-3)
+    start = loss(td)["loss_moa"].item()
+    for _ in range(500):
+        out = loss(td)
+        optimizer.zero_grad()
+        out["loss_moa"].backward()
+        optimizer.step()
+        if out["loss_moa"] < 0.05:
+            break
+    assert start == pytest.approx(math.log(5), abs=0.05) and out["loss_moa"].item() < 0.05
+
+
+# ---------------------------------------------------------------------- the whole family
+
+
+def test_the_sum_of_the_losses(monkeypatch):
+    """1.407605964 + 0.125 + 0.25 + (0.25 + 0.03 * 1.25) = 2.070105964, and the teacher's own."""
+    specs = hand_specs()
+    loss, td = MOALoss(specs, **SMALL), hand_td([2, 0, 1, 2], [0, 1, 1, 1])
+    td[OBSERVATION] = torch.zeros(4, 2, 1)
+    td[NEXT_OBSERVATION], td[TASK_REWARD] = torch.full((4, 2, 1), math.sqrt(0.125)), torch.ones(4, 2, 1)
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: (
+        torch.tensor(LOGITS).expand(*u.shape[:-1], 1, 3)))
+    monkeypatch.setattr(loss.model.world_model, "forward", lambda u, joint: (u, torch.full_like(u[..., :1], 0.5)))
+    monkeypatch.setattr(loss.model.student, "forward", lambda x, c: tuple(p.expand(*x.shape[:-1], 2) for p in STUDENT))
+    monkeypatch.setattr(loss.cvae_loss.teacher, "forward", lambda x, c, y: tuple(
+        p.expand(*x.shape[:-1], 2) for p in TEACHER))
+    known = loss.model.infer(td[OBSERVATION], *(td[key] for key in PAST))
+    monkeypatch.setattr(loss.cvae_loss.decoder, "forward", lambda z: known.x + 0.5)
+    out = loss(td)
+    total = sum(out[name].item() for name in ("loss_moa", "loss_obs", "loss_reward", "loss_rec", "loss_kl"))
+    assert total == pytest.approx(2.070105964, abs=1e-6)
+    assert set(out.keys()) - {"loss_moa", "loss_obs", "loss_reward", "loss_rec", "loss_kl"} == {
+        "loss_teacher", "accuracy", "kl"}
+
+
+@pytest.mark.parametrize("name, off", [("moa_coef", ["loss_moa"]), ("obs_coef", ["loss_obs"]),
+                                       ("reward_coef", ["loss_reward"]), ("teacher_coef", ["loss_teacher"]),
+                                       ("cvae_coef", ["loss_rec"])])
+def test_each_weight_scales_its_loss(name, off):
+    specs, values = make_specs("discrete"), []
+    for weight in (1.0, 0.25, 0.0):
+        torch.manual_seed(0)
+        loss, td = MOALoss(specs, **SMALL, **{name: weight}), make_past_batch(specs, 3, 4)
+        torch.manual_seed(0)
+        values.append(loss(td))
+    for key in values[0].keys():  # noqa: SIM118
+        factor = 0.25 if key in off or (name == "cvae_coef" and key == "loss_kl") else 1.0
+        assert_close(values[1][key], factor * values[0][key])
+        assert factor == 1 or values[2][key] == 0
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_each_network_learns_from_its_own_loss_only(kind):
+    specs = make_specs(kind, hidden_dim=2, alive=ALIVE)
+    loss, td = shaken(MOALoss(specs, **SMALL, teacher_pull=0.1)), make_past_batch(specs, 3, 4)
+    networks, before = loss.networks("moa"), td.clone()
+    learns = {"loss_moa": {"moa"}, "loss_obs": {"world_model"}, "loss_reward": {"world_model"},
+              "loss_rec": {"student"}, "loss_kl": {"student", "teacher"}, "loss_teacher": {"teacher"}}
+    assert networks.keys() == set().union(*learns.values())
+    assert sum(len(group) for group in networks.values()) == len(list(loss.parameters()))
+    for name, expected in learns.items():
+        loss.zero_grad(set_to_none=True)
+        loss(td)[name].backward()
+        assert {part for part, group in networks.items() if any(p.grad is not None for p in group)} == expected, name
+    assert_unchanged(td, before)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_agents_that_trade_places_with_their_ids_change_no_loss(kind, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    specs = make_specs(kind, hidden_dim=2, alive=ALIVE)
+    if not specs.discrete:
+        specs.low[:], specs.high[:] = -1, 1
+    loss, td = shaken(MOALoss(specs, **SMALL)), make_past_batch(specs, 3, 4)
+    before, place = loss(td), torch.tensor([2, 0, 1])  # at k stands the agent that was at place[k]
+    back = place.argsort()
+    agents = td.select(*loss.in_keys).apply(lambda x: x[:, :, place])
+    actions = loss.model.actions
+    for index in (actions.others, actions.order):
+        index.copy_(back[index[place]])
+    for module in loss.modules():
+        if "ids" in dict(module.named_buffers(recurse=False)):
+            module.ids.copy_(torch.eye(3)[place])
+    for key, value in loss(agents).items():
+        assert_close(value, before[key], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- schedule, reward, statistics
+
+
+def received(loss, td, times):
+    for _ in range(times):
+        loss.receive(td)
+    return loss.cvae_loss.alpha
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_ramp_of_alpha(world, monkeypatch):
+    """100 iterations of 12 frames in each process: iteration 0, 10, 20 and 99."""
+    monkeypatch.setattr("suite.losses.moa.distributed.world_size", lambda: world)
+    specs = make_specs("discrete")
+    loss, td = MOALoss(specs, **SMALL, alpha=0.03), make_past_batch(specs, 3, 4)
+    assert loss.remarks(1200 * world) == []
+    found = [received(loss, td, times) for times in (1, 10, 10, 79)]
+    assert found == pytest.approx([0.0, 0.015, 0.03, 0.03])
+    weighted = MOALoss(specs, **SMALL, alpha=0.03, cvae_coef=0.5, alpha_warmup=0.0)
+    weighted.remarks(1200)
+    assert received(weighted, td, 1) == pytest.approx(0.015)
+    state = loss.state_dict()
+    again = MOALoss(specs, **SMALL, alpha=0.03)
+    again.remarks(600)
+    again.load_state_dict(state)
+    assert (again.frames, again.total_frames) == (1200 * world, 1200 * world)
+
+
+def test_the_task_reward_is_kept_before_any_shaping():
+    specs = make_specs("discrete")
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    del td["next", "agents", "task_reward"]
+    task = td["next", *REWARD].clone()
+    loss.receive(td)
+    td["next", *REWARD] += 100
+    assert torch.equal(td[TASK_REWARD], task)
+
+
+def test_curiosity_is_the_error_of_the_world_model():
+    specs = make_specs("discrete")
+    assert MOALoss(specs, **SMALL).reward_terms(make_past_batch(specs, 3, 4)) == {}
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    assert loss.reward_weights == {"curiosity": 0.1}
+    term = loss.reward_terms(td)["curiosity"]
+    expected = (td[NEXT_OBSERVATION] - td[OBSERVATION]).square().mean(-1, keepdim=True)  # "nothing changes"
+    assert_close(term, expected.clamp_max(5.0), rtol=1e-4, atol=1e-5)
+    assert term.shape == (3, 4, 3, 1) and not term.requires_grad
+    td[NEXT_OBSERVATION] += 9
+    assert (loss.reward_terms(td)["curiosity"] == 5).all()
+
+
+def test_curiosity_does_not_pay_for_padding():
+    """Entries that never vary do not dilute it either."""
+    specs = make_specs("discrete")
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    whole = loss.reward_terms(td)["curiosity"]
+    loss.model.scaler.moments.var[2:] = 0.0
+    expected = (td[NEXT_OBSERVATION] - td[OBSERVATION])[..., :2].square().mean(-1, keepdim=True)
+    assert_close(loss.reward_terms(td)["curiosity"], expected.clamp_max(5.0), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(whole, expected)
+
+
+def test_statistics_move_once_per_batch():
+    specs = make_specs("discrete")
+    loss, td = shaken(MOALoss(specs, **SMALL)), make_past_batch(specs, 30, 40)
+    td[TASK_REWARD] = 3 * td[TASK_REWARD] + 7
+    still = {name: value.clone() for name, value in loss.named_buffers()}
+    loss.receive(td)
+    loss(td)
+    loss.reward_terms(td)
+    assert all(torch.equal(value, still[name]) for name, value in loss.named_buffers())
+    loss.refresh(td)
+    rows = td[OBSERVATION].flatten(0, 2)
+    assert_close(loss.model.scaler.moments.mean, rows.mean(0), rtol=1e-3, atol=1e-3)
+    # a reward is divided by its deviation, and not centred
+    assert_close(loss.world_loss.reward_scale, td[TASK_REWARD].std(), rtol=1e-3, atol=1e-3)
+    x = loss.model.raw_features(td[OBSERVATION], *(td[key] for key in PAST))[1]
+    assert_close(loss.model.x_scaler.moments.var, x.flatten(0, 2).var(0), rtol=1e-3, atol=1e-3)
+    td[TASK_REWARD] = torch.full_like(td[TASK_REWARD], 2.0)
+    loss.reward_moments.count.fill_(1e-4)
+    loss.reward_moments.mean.fill_(2.0)
+    loss.reward_moments.var.fill_(0.0)
+    loss.refresh(td)
+    assert loss.world_loss.reward_scale.item() == pytest.approx(1e-3)  # never less

@@ -1,0 +1,67 @@
+import torch
+from tensordict import TensorDict
+
+from suite.latent_probes import EPISODES, probe_latents
+from suite.specs import IS_INIT, OBSERVATION, PRIVILEGED
+from tests.batches import make_specs
+
+torch.set_num_threads(1)
+N, T, A = 12, 10, 3
+
+
+def make(hidden=True):
+    """Rows of one episode each; the goal is one of 3 per episode, the position a number."""
+    random = torch.Generator().manual_seed(0)
+    batch = TensorDict(batch_size=[N, T])
+    batch[OBSERVATION] = torch.randn(N, T, A, 4, generator=random)
+    batch[IS_INIT] = torch.zeros(N, T, 1, dtype=torch.bool)
+    batch[IS_INIT][:, 0] = True
+    goal = torch.arange(N) % 3
+    one_hot = torch.nn.functional.one_hot(goal, 3).float()[:, None, None].expand(N, T, A, 3)
+    position = torch.randn(N, T, A, 1, generator=random)
+    if hidden:
+        batch[PRIVILEGED] = torch.cat([one_hot, position], -1)
+    return batch, one_hot, position
+
+
+def specs(hidden=True):
+    parts = (("goal", 3, True), ("position", 1, False)) if hidden else ()
+    return make_specs("discrete", hidden_dim=4 if hidden else 0, hidden_parts=parts)
+
+
+def test_what_a_representation_holds_is_found_and_what_it_lacks_is_not():
+    batch, one_hot, position = make()
+    found = probe_latents(batch, {"z": torch.cat([one_hot, 2 * position], -1), "u": batch[OBSERVATION]}, specs())
+    assert found["probe/goal/z"] == 1.0 and found["probe/position/z"] > 0.99
+    assert found["probe/goal/u"] < 0.7 and found["probe/position/u"] < 0.1
+    assert found["probe/goal/chance"] < 0.6 and found["probe/position/chance"] == 0
+
+
+def test_the_ceiling_is_probed_by_a_network_too():
+    batch, _, position = make()
+    curved = torch.cat([position.square(), position.sign()], -1)  # no linear map of it is the position
+    found = probe_latents(batch, {"uc": curved}, specs(), ceiling="uc")
+    assert found["probe/position/uc_mlp"] > found["probe/position/uc"] + 0.05
+
+
+def test_without_hidden_variables_the_others_observations_are_probed():
+    batch, *_ = make(hidden=False)
+    others = torch.stack([batch[OBSERVATION][:, :, [j for j in range(A) if j != i]].flatten(-2) for i in range(A)], 2)
+    found = probe_latents(batch, {"z": others, "u": batch[OBSERVATION]}, specs(hidden=False))
+    assert found["probe/others/z"] > 0.99 and found["probe/others/u"] < 0.1
+
+
+def test_first_steps_are_left_out_and_nothing_random_is_drawn():
+    batch, _, position = make()
+    wrong = position.clone()
+    wrong[:, 0] = 1e6
+    state = torch.get_rng_state()
+    found = probe_latents(batch, {"z": wrong}, specs())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found["probe/position/z"] > 0.99
+    assert found == probe_latents(batch, {"z": wrong}, specs())
+
+
+def test_too_few_episodes_give_no_numbers():
+    batch, one_hot, _ = make()
+    assert probe_latents(batch[: EPISODES - 1], {"z": one_hot[: EPISODES - 1]}, specs()) == {}

@@ -1,0 +1,73 @@
+"""Shuffled latents: which rows they come from, and what they cost a policy that needs them or does not."""
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+
+from suite.evaluate import Evaluator
+from suite.latent_use import OtherEpisode, latent_use, shuffled_latent
+from suite.modules import make_actor
+from suite.modules.lowered import Lowered
+from suite.specs import ACTION, GROUP, OBSERVATION, Specs
+from tests.toy import ToyEnv
+
+N, A = 6, 2
+Z = (GROUP, "z")
+
+
+def walker(reads):
+    """A latent that holds the way to the target, and an actor that goes by it, or by what it sees itself."""
+    return TensorDictSequential(
+        TensorDictModule(lambda x: x[..., 2:], in_keys=[OBSERVATION], out_keys=[Z]),
+        TensorDictModule(lambda x: x[..., -2:].clamp(-1, 1), in_keys=[reads], out_keys=[ACTION]))
+
+
+def make_evaluator(policy):
+    return Evaluator(ToyEnv(N, A, seed=9), policy, seed=3)
+
+
+def test_no_environment_keeps_its_row_and_every_row_is_handed_out_once():
+    for n in (2, 3, 17):
+        rows = OtherEpisode()(torch.arange(n))
+        assert (rows != torch.arange(n)).all() and rows.sort().values.tolist() == list(range(n))
+    module = OtherEpisode(seed=4)
+    x = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(module(x), module(x)) and torch.equal(module(x), OtherEpisode(seed=4)(x))
+    with pytest.raises(ValueError, match="one environment"):
+        module(torch.zeros(1, 3))
+
+
+def test_a_policy_that_goes_by_its_latent_loses_and_one_that_does_not_loses_nothing():
+    used, ignored = (latent_use(make_evaluator, walker(key), Z) for key in (Z, OBSERVATION))
+    assert used["return"] == ignored["return"] == make_evaluator(walker(Z))()["return"]
+    assert used["z_use"] > 1 and used["z_use"] == used["return"] - used["return_shuffled"]
+    assert used["z_use_share"] == pytest.approx(used["z_use"] / -used["return"])
+    assert ignored["z_use"] == ignored["z_use_share"] == 0
+
+
+def test_what_is_shuffled_is_the_last_writing_and_nothing_before_it():
+    policy = TensorDictSequential(
+        TensorDictModule(lambda x: x + 1, in_keys=["x"], out_keys=["z"]),
+        TensorDictModule(lambda z: z * 1, in_keys=["z"], out_keys=["early"]),
+        TensorDictModule(lambda z: z * 10, in_keys=["z"], out_keys=["z"]),
+        TensorDictModule(lambda z: z * 1, in_keys=["z"], out_keys=["late"]))
+    out = Lowered(shuffled_latent(policy, "z"))({"x": torch.arange(4.0)})
+    assert out["early"].tolist() == [1, 2, 3, 4]
+    assert out["late"].tolist() == OtherEpisode()(torch.tensor([10.0, 20, 30, 40])).tolist()
+    with pytest.raises(ValueError, match="no module"):
+        shuffled_latent(policy, "y")
+
+
+def test_a_recurrent_actor_keeps_its_own_memory_and_parameters():
+    env = ToyEnv(N, A)
+    torch.manual_seed(0)
+    actor = make_actor(Specs.from_env(env), {Z: 2}, share="all", agent_id=True, cells=(8,), activation="tanh",
+                       init="default", recurrent_dim=6, head="tanh_normal", state_dependent_scale=True, device="cpu")
+    policy = TensorDictSequential(TensorDictModule(nn.Linear(4, 2), in_keys=[OBSERVATION], out_keys=[Z]), actor)
+    shuffled = shuffled_latent(policy, Z)
+    assert {id(p) for p in shuffled.parameters()} == {id(p) for p in policy.parameters()}
+    before = torch.get_rng_state()
+    found = latent_use(make_evaluator, policy, Z)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found["return"] != found["return_shuffled"] and found == latent_use(make_evaluator, policy, Z)

@@ -1,0 +1,119 @@
+"""The toy belief task: its rules, and the numbers that a model of it must lie between.
+
+Everything over t >= 1 of 1,000 test episodes after 2,000 training episodes; the tolerances are a few standard errors
+over episodes, so that other random numbers would do as well.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from suite.probes import linear_probe
+from suite.state_metrics import action_frequencies, action_prediction, as_floats, categorical_entropy
+from tests.toy_belief import GOALS, MOVES, STEPS, belief, history, leader_policy, play, predict
+
+
+@pytest.fixture(scope="module")
+def train():
+    return play(2000, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return play(1000, seed=2)
+
+
+@pytest.fixture(scope="module")
+def scores(train, data):
+    """What marginal, repetition, Bayes filter and the true policy reach, by the suite's own metrics."""
+    action = data.action[:, :, :1, None]  # [E, T, 1, 1]: one modeller, one other
+    frequencies = action_frequencies(train.action[:, 1:, :1, None], 5, smoothing=0)
+
+    def found(probabilities):
+        logits, true = probabilities.log()[:, 1:, None, None], data.policy.log()[:, 1:, None, None]
+        return as_floats(action_prediction(logits, action[:, 1:], frequencies=frequencies, previous=action[:, :-1],
+                                           entropy=categorical_entropy(true)))
+
+    return {"bayes": found(predict(data, belief(data))), "true": found(data.policy)}
+
+
+def test_rules(data):
+    """Moves of 0.1 that end at the walls, from starts within 0.5; the follower sees where both are."""
+    assert data.observation.shape == (1000, STEPS, 4) and data.action.shape == (1000, STEPS, 2)
+    cell = (10 * data.position).round().long()
+    assert cell[:, 0].abs().max() == 5 and cell.abs().max() == 10
+    torch.testing.assert_close(cell[:, 1:], (cell + MOVES[data.action]).clamp(-10, 10)[:, :-1])
+    torch.testing.assert_close(data.observation[..., :2] + data.observation[..., 2:], data.position[:, :, 0])
+    assert data.action[..., 1].flatten().bincount().float().div(1000 * STEPS).sub(0.2).abs().max() < 0.01
+    assert data.goal.bincount().float().div(1000).sub(0.25).abs().max() < 0.04
+
+
+def test_leader_policy_by_hand():
+    """In the centre with the goal at (1, 0): distances 1, 0.9, 1.1 and twice sqrt(1.01)."""
+    distance = torch.tensor([1.0, 0.9, 1.1, 1.01**0.5, 1.01**0.5])
+    torch.testing.assert_close(leader_policy()[10, 10, 0], (-10 * distance).softmax(-1))
+    corner = leader_policy()[20, 10, 0]  # on the goal: staying and walking into the wall are the same
+    assert corner[0] == corner[1] and corner.argmax() == 0
+    assert GOALS.float().norm(dim=-1).tolist() == [10] * 4
+
+
+def test_history_is_the_step_before(data):
+    past = history(data)
+    assert past.shape == (1000, STEPS, 14) and (past[:, 0] == 0).all()
+    torch.testing.assert_close(past[:, 1:, :4], data.observation[:, :-1])
+    torch.testing.assert_close(past[:, 1:, 4:9], F.one_hot(data.action[:, :-1, 0], 5).float())
+    torch.testing.assert_close(past[:, 1:, 9:], F.one_hot(data.action[:, :-1, 1], 5).float())
+
+
+def test_belief_by_bayes_rule(data):
+    """Step by step instead of all at once, and blind to the present action."""
+    found, table = belief(data), leader_policy()
+    cell = (10 * data.position[:, :, 0]).round().long() + 10
+    posterior = torch.full((1000, 4), 0.25)
+    for t in range(STEPS):
+        torch.testing.assert_close(found[:, t], posterior, atol=1e-4, rtol=1e-3)
+        likelihood = table[cell[:, t, 0], cell[:, t, 1], :, data.action[:, t, 0]]
+        posterior = posterior * likelihood / (posterior * likelihood).sum(-1, keepdim=True)
+    torch.testing.assert_close(predict(data, F.one_hot(data.goal, 4)[:, None].float().expand(-1, STEPS, -1)),
+                               data.policy)
+
+
+def test_the_same_twice_and_the_random_state_is_left_alone(data):
+    before = torch.get_rng_state()
+    again, other = play(1000, seed=2), play(1000, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(again.action, data.action) and not torch.equal(other.action, data.action)
+
+
+def test_numbers_of_the_predictions(scores):
+    bayes, true = scores["bayes"], scores["true"]
+    assert bayes["ce_marginal"] == pytest.approx(1.6075, abs=0.004)
+    assert bayes["acc_marginal"] == pytest.approx(0.213, abs=0.01)
+    assert bayes["acc_repeat"] == pytest.approx(0.263, abs=0.01)
+    assert bayes["ce"] == pytest.approx(1.4793, abs=0.01) and bayes["acc"] == pytest.approx(0.366, abs=0.01)
+    assert bayes["ce_floor"] == pytest.approx(1.4241, abs=0.003)
+    assert bayes["skill"] == pytest.approx(0.699, abs=0.05)
+    assert true["acc"] == pytest.approx(0.422, abs=0.01) and true["skill"] == pytest.approx(1, abs=0.05)
+    assert bayes["ece"] < 0.02 and true["ece"] < 0.02
+
+
+def test_numbers_of_the_goal_inference(data):
+    right = (belief(data).argmax(-1) == data.goal[:, None]).float()
+    assert right[:, 1:].mean().item() == pytest.approx(0.814, abs=0.02)
+    assert right[:, 10:].mean().item() == pytest.approx(0.922, abs=0.02)
+    assert right[:, 19].mean().item() == pytest.approx(0.957, abs=0.02)
+
+
+def test_a_linear_probe_of_the_present_observation(train, data):
+    """Against the same probe of the exact belief, which knows the whole history."""
+    episode = torch.arange(3000)[:, None].expand(-1, STEPS - 1).flatten()
+    goal = torch.cat([train.goal, data.goal])[episode]
+
+    def probe(*features):
+        return linear_probe(torch.cat(features)[:, 1:].flatten(0, 1), goal, classes=4, episode=episode,
+                            train=episode < 2000)
+
+    seen, known = probe(train.observation, data.observation), probe(belief(train), belief(data))
+    assert seen.score == pytest.approx(0.612, abs=0.02) and seen.baseline == pytest.approx(0.25, abs=0.04)
+    assert 0.005 < seen.error < 0.02
+    assert known.score == pytest.approx(0.814, abs=0.03)
