@@ -17,7 +17,7 @@ class Config:
     algorithm: str = "mappo"
     """mappo, ippo, maa2c, ia2c (on-policy); qmix, vdn (discrete actions); maddpg (continuous actions)."""
     loss: str = "none"
-    """State-modelling loss that trains beside the algorithm: none, next_observation, smpe."""
+    """State-modelling loss that trains beside the algorithm: none, next_observation, moa, smpe."""
     preset: str = "default"
     """Settings of a benchmark (epymarl, benchmarl), or of loss smpe as published, printed, repaired: official, paper,
     fixed."""

@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+# native tasks and the VMAS scenario with the same rules that they are measured against
+NATIVE = {"particle/spread-3": ("simple_spread", {"dialect": "vmas"})}
 HORIZON = 100
 STEPS = 64
 
@@ -33,7 +35,7 @@ def raw(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], int]
     """VMAS alone: random actions, no resets, no policy."""
     import vmas
 
-    env = vmas.make_env(scenario, num_envs=num_envs, seed=0)
+    env = vmas.make_env(NATIVE[scenario][0] if scenario in NATIVE else scenario, num_envs=num_envs, seed=0)
     env.reset()
     actions = [torch.rand(num_envs, agent.action_size) * 2 - 1 for agent in env.agents]
 
@@ -52,7 +54,8 @@ def ours(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], int
     from suite.modules import make_actor
     from suite.specs import Specs
 
-    env = make_env(f"vmas/{scenario}", num_envs=num_envs, max_steps=HORIZON)
+    task, options = (scenario, NATIVE[scenario][1]) if scenario in NATIVE else (f"vmas/{scenario}", {})
+    env = make_env(task, num_envs=num_envs, max_steps=HORIZON, **options)
     actor = make_actor(
         Specs.from_env(env),
         {},
@@ -87,7 +90,7 @@ def stock(scenario: str, num_envs: int, desynchronised: bool) -> Callable[[], in
     from torchrl.envs import Compose, RewardSum, StepCounter, TransformedEnv, VmasEnv
     from torchrl.modules import MultiAgentMLP, NormalParamExtractor, ProbabilisticActor, TanhNormal
 
-    base = VmasEnv(scenario, num_envs=num_envs, seed=0, device="cpu")
+    base = VmasEnv(NATIVE[scenario][0] if scenario in NATIVE else scenario, num_envs=num_envs, seed=0, device="cpu")
     spec = base.full_action_spec_unbatched["agents", "action"]
     observation = base.observation_spec["agents", "observation"].shape[-1]
     net = MultiAgentMLP(observation, 2 * spec.shape[-1], base.n_agents, centralised=False, share_params=True, depth=2,

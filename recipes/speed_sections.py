@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from recipes.speed_rounds import measure, ratio
 
-COLLECT = [(scenario, num_envs, desynchronised) for scenario in ("simple_spread", "balance")
+COLLECT = [(scenario, num_envs, desynchronised) for scenario in ("simple_spread", "particle/spread-3", "balance")
            for num_envs in (64, 512) for desynchronised in (False, True)]
 TRAIN = [(task, num_envs, minibatch) for task in ("navigation", "balance") for num_envs in (60, 300)
          for minibatch in (400, 4096)]
@@ -32,7 +32,7 @@ def collection(rounds: int) -> list[str]:
     lines = [
         "",
         "Collection, frames per CPU second (2 x 64 actor; TorchRL with step counter and reward sum)",
-        f"{'scenario':14} {'envs':>5} {'ends':>8} {'VMAS':>8} {'ours':>8} {'TorchRL':>8}  "
+        f"{'scenario':17} {'envs':>5} {'ends':>8} {'VMAS':>8} {'ours':>8} {'TorchRL':>8}  "
         f"{'ours/TorchRL':>18}  {'ours/VMAS':>18}",
     ]
     for (scenario, num_envs, desynchronised), rates in found.items():
@@ -41,7 +41,7 @@ def collection(rounds: int) -> list[str]:
             ratio([a / b for a, b in zip(rates["ours"], rates[other], strict=True)]) for other in ("stock", "raw")
         ]
         ends = "spread" if desynchronised else "together"
-        lines.append(f"{scenario:14} {num_envs:5} {ends:>8} {' '.join(middle)}  {against[0]:>18}  {against[1]:>18}")
+        lines.append(f"{scenario:17} {num_envs:5} {ends:>8} {' '.join(middle)}  {against[0]:>18}  {against[1]:>18}")
     return lines
 
 

@@ -38,6 +38,7 @@ _SMPE = ["--loss", "smpe", "--preset"]
 _TEAM = ("Return is the team's (sum over agents) undiscounted return of 100 fresh episodes with sampled actions, as "
          "the paper reports it.")
 _PARALLEL = ["--num-envs", "128", "--steps", "50", "--minibatch-size", "1600", "--team-reward"]
+_STANDARD = [*_PARALLEL, "--standardize-reward"]
 _SMALL = ["foraging/2s-8x8-2p-2f-coop", "foraging/2s-9x9-3p-2f-coop"]
 
 TABLES = {
@@ -66,21 +67,38 @@ TABLES = {
         recipe="recipes.cooperative",
         rows={"MAA2C": ["--preset", "epymarl", "--algorithm", "maa2c"], "SMPE2-official": [*_SMPE, "official"],
               "SMPE2-fixed": [*_SMPE, "fixed"], "MAPPO-128": _PARALLEL,
-              "SMPE2-PPO-128": [*_PARALLEL, "--loss", "smpe"]},
+              "SMPE2-PPO-128": [*_PARALLEL, "--loss", "smpe"],
+              "SMPE2-PPO-128-std": [*_PARALLEL, "--loss", "smpe", "--standardize-reward"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled",
         notes=[_TEAM, "The first three rows update after every 10 episodes with GRU actors (the paper's regime), the "
-               "last two after every 6,400 frames of 128 environments with feed-forward actors.",
+               "others after every 6,400 frames of 128 environments with feed-forward actors.",
+               "SMPE2-PPO-128 adds the novelty bonus, which is never negative, to raw rewards: an episode that ends "
+               "early earns less of it. '-std' standardises rewards, as the A2C rows do.",
                "In SMPE2-official padded steps behind an episode's end count as frames."]),
+    "moa": Table(
+        title="Models of other agents, against the controls that could explain them away",
+        recipe="recipes.cooperative",
+        rows={"MAPPO": [], "MAPPO-inputs": ["--loss", "moa", "--loss-options", "actor_inputs=obs+past"],
+              "MAPPO-GRU": ["--actor-recurrent-dim", "128"], "MAPPO-wide": ["--actor-cells", "380", "380"],
+              "MOA": ["--loss", "moa"], "MOA-influence": ["--loss", "moa", "--loss-options", "influence=0.01"],
+              "MOA-shuffled": ["--loss", "moa", "--loss-options", "shuffle_z=True"], "SMPE2": ["--loss", "smpe"]},
+        tasks={f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
+            "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
+            "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
+        | {"foraging/2s-8x8-2p-2f-coop": []},
+        frames=2_000_000, notes=["Return is the mean over agents, greedy actions, 32 fresh episodes.",
+                                 "MAPPO-inputs reads what the models read, MAPPO-wide has as many parameters at "
+                                 "execution, MOA-shuffled another environment's latent."]),
     "smpe_ablations": Table(
         title="What each part of SMPE² contributes",
         recipe="recipes.cooperative",
-        rows={"SMPE2-PPO": [*_PARALLEL, "--loss", "smpe"]} | {
-            f"without-{what}": [*_PARALLEL, "--loss", "smpe", "--loss-options", option] for what, option in {
+        rows={"SMPE2-PPO": [*_STANDARD, "--loss", "smpe"]} | {
+            f"without-{what}": [*_STANDARD, "--loss", "smpe", "--loss-options", option] for what, option in {
                 "novelty": "novelty=0.0", "filters": "filters=False", "KL": "kl_coef=0.0",
                 "filter-norm": "norm_coef=0.0", "filtered-critic": "filtered_critic=False",
                 "belief": "use_belief=False"}.items()} | {
-            "observation-novelty": [*_PARALLEL, "--loss", "smpe", "--loss-options", "novelty=0.0",
+            "observation-novelty": [*_STANDARD, "--loss", "smpe", "--loss-options", "novelty=0.0",
                                         "observation_novelty=0.1"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled", notes=[_TEAM]),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.modules.networks import AgentLinear
+from suite.modules.networks import AgentLinear, others_index
 from suite.modules.normalizer import RunningMoments
 
 
@@ -21,8 +21,8 @@ class Others(nn.Module):
     def __init__(self, n_agents: int, obs_dim: int):
         super().__init__()
         features = torch.arange(n_agents * obs_dim).view(n_agents, obs_dim)
-        rows = [torch.cat([features[:i], features[i + 1 :]]).flatten() for i in range(n_agents)]
-        self.register_buffer("slots", torch.stack(rows), persistent=False)  # [A, (A - 1) o]: where in the joint vector
+        slots = features[others_index(n_agents)].flatten(1)  # [A, (A - 1) o]: where in the joint vector
+        self.register_buffer("slots", slots, persistent=False)
 
     def forward(self, joint: Tensor) -> Tensor:
         """[..., A, o] -> [..., A, (A - 1) o]: what the others observe, as seen from each agent."""

@@ -52,6 +52,11 @@ def sharing_index(share: Sharing, agent_types: Sequence[int]) -> list[int] | Non
     return None if index is None or len(set(index)) == 1 else index
 
 
+def others_index(n_agents: int) -> Tensor:
+    """[N, P]: the other agents of each agent, ascending."""
+    return torch.tensor([[j for j in range(n_agents) if j != i] for i in range(n_agents)]).view(n_agents, n_agents - 1)
+
+
 class AgentLinear(nn.Module):
     """Linear layers stacked over parameter sets: x [..., A, in] -> [..., A, out], agent a uses set ``index[a]``."""
 

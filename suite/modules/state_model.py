@@ -16,7 +16,7 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.modules.networks import AgentInput, mlp
+from suite.modules.networks import AgentInput, mlp, others_index
 from suite.modules.normalizer import RunningMoments
 from suite.specs import GROUP, Specs
 
@@ -32,11 +32,6 @@ PARTS = ("obs", "moa", "wm_residual")
 LIMIT = 10.0  # of standardised observations
 LOG_SIGMA = (-5.0, 2.0)
 ACTION_LOG_SIGMA = (-3.0, 1.0)
-
-
-def others_index(n_agents: int) -> Tensor:
-    """[N, P]: the other agents of each agent, ascending."""
-    return torch.tensor([[j for j in range(n_agents) if j != i] for i in range(n_agents)]).view(n_agents, n_agents - 1)
 
 
 class JointActions(nn.Module):
