@@ -105,7 +105,8 @@ class Update:
                         raise ValueError(f"update {self.name!r} has two metrics {name!r}, from {owners[name]} and from "
                                          f"{owner}: rename one, or give the losses other parts")
                     owners[name] = owner
-                    out[name] = value.detach().float().mean()
+                    value = value.detach()
+                    out[name] = value.float().mean() if value.ndim else value
         return total, out
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from suite import distributed
 from suite.data import DataSource, Replay
@@ -147,34 +148,31 @@ class SMPELoss(Loss):
         """``loss_rec``, ``loss_kl``, ``loss_norm``; the plain reconstruction error, KL per unit and mean filter."""
         observation = minibatch[OBSERVATION]
         x, joint = self.scaler(observation), self._clip(self.joint_moments(observation))
-        mu, sigma = self.encoder(x)
-        decoded, target = self.decoder(mu + sigma * torch.randn_like(mu)), self.others(joint)
-        kl = (mu.square() + sigma.square()) / (2 + 1e-8) - sigma.log() - 0.5
-        inside = 1.0 if self.mask is None else minibatch[self.mask].unsqueeze(-1).to(x.dtype)
-        rows = observation[..., 0, 0].numel() if self.mask is None else inside.mean(-2).sum().clamp_min(1)
-        scale = inside * (self.encode_rows / rows)
-        out = {}
-        error = decoded - target
+        mu, log_sigma = self.encoder.gaussian(x)
+        sigma, target = log_sigma.exp(), self.others(joint)
+        decoded = self.decoder(torch.addcmul(mu, sigma, torch.randn_like(mu)))
+        inside = None if self.mask is None else minibatch[self.mask].unsqueeze(-1).to(x.dtype)
+        rows = observation[..., 0, 0].numel() if inside is None else inside.mean(-2).sum().clamp_min(1)
+        kl = _total((mu.square() + sigma.square()) / (2 + 1e-8) - log_sigma - 0.5, inside) / rows
+        plain = _squared(decoded.detach() if self.filters else decoded, target, inside) / rows
+        rec, out = plain, {"reconstruction": plain.detach() / target.shape[-2:].numel()}
         if self.filters:
             w = self.am_filter(x) if self.train_filter else self.am_filter(x).detach()
             with torch.no_grad():
-                slow = self.slow_filter(x)
-            error = w * decoded - slow * target
+                slow = self.slow_filter(x) * target
+            rec = _squared(w * decoded, slow, inside) / rows
             out["filter"] = w.detach().mean()
             if self.norm_coef and self.norm_loss != "none" and self.train_filter:
                 out["loss_norm"] = self.norm_coef * self._norm(w, inside, rows)
-        out["loss_rec"] = self.rec_coef * (scale * error.square()).sum()
-        out["loss_kl"] = self.kl_coef * (scale * kl).sum()
-        with torch.no_grad():
-            share = inside / rows / observation.shape[-2]  # of one agent in one row
-            out["reconstruction"] = (share * (decoded - target).square()).sum() / target.shape[-1]
-            out["kl_per_unit"] = (share * kl).sum() / kl.shape[-1]
+        out["loss_rec"] = (self.rec_coef * self.encode_rows) * rec
+        out["loss_kl"] = (self.kl_coef * self.encode_rows) * kl
+        out["kl_per_unit"] = kl.detach() / mu.shape[-2:].numel()
         return TensorDict(out)
 
-    def _norm(self, w: Tensor, inside: Tensor | float, rows: Tensor | int) -> Tensor:
+    def _norm(self, w: Tensor, inside: Tensor | None, rows: Tensor | int) -> Tensor:
         if self.norm_loss == "parameters":
             return self.am_filter.parameter_norm()
-        return -(inside * w.square()).sum() / rows
+        return -_squared(w, torch.zeros_like(w), inside) / rows
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if self.scaler.limit is None else x.clamp(-self.scaler.limit, self.scaler.limit)
@@ -316,6 +314,15 @@ class FilteredValueLoss(ValueLoss):
         network = self.critic.module
         return {part: [p for p in network.critic.parameters() if p.requires_grad],
                 "filter": list(network.am_filter.parameters())}
+
+
+def _squared(x: Tensor, y: Tensor, inside: Tensor | None) -> Tensor:
+    """Sum of squared differences, of rows that are ``inside``."""
+    return F.mse_loss(x, y, reduction="sum") if inside is None else ((x - y).square() * inside).sum()
+
+
+def _total(x: Tensor, inside: Tensor | None) -> Tensor:
+    return x.sum() if inside is None else (x * inside).sum()
 
 
 class _WhenDue(DataSource):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.modules.networks import AgentLinear, others_index
+from suite.modules.networks import AgentLinear, others_index, rows_first, rows_last
 from suite.modules.normalizer import RunningMoments
 
 
@@ -71,8 +71,14 @@ class BeliefEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [..., A, k] of the belief, from standardised observations [..., A, o]."""
-        mu, logvar = self.heads(F.relu(self.fc2(F.relu(self.fc1(x))))).chunk(2, -1)
-        return mu, (0.5 * logvar).exp()
+        mu, log_sigma = self.gaussian(x)
+        return mu, log_sigma.exp()
+
+    def gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-sigma [..., A, k]."""
+        hidden = F.relu(self.fc2.by_agent(F.relu(self.fc1.by_agent(rows_first(x)))))
+        mu, logvar = rows_last(self.heads.by_agent(hidden), x.shape[:-1]).chunk(2, -1)
+        return mu, 0.5 * logvar
 
 
 class BeliefMean(nn.Module):
@@ -99,7 +105,8 @@ class BeliefDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[..., A, k] -> the others' standardised observations [..., A, (A - 1) o]."""
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(z)))))
+        hidden = F.relu(self.fc2.by_agent(F.relu(self.fc1.by_agent(rows_first(z)))))
+        return rows_last(self.fc3.by_agent(hidden), z.shape[:-1])
 
 
 class AMFilter(nn.Module):
@@ -123,7 +130,8 @@ class AMFilter(nn.Module):
 
     def parameter_norm(self) -> Tensor:
         """Sum over agents and parameter tensors of the (not squared) Euclidean norm."""
-        return torch.stack([param.flatten(1).norm(dim=1).sum() for param in self.parameters()]).sum()
+        return torch.stack([torch.linalg.vector_norm(param, dim=tuple(range(1, param.ndim))).sum()
+                            for param in self.parameters()]).sum()
 
 
 class FilteredCritic(nn.Module):

@@ -70,10 +70,22 @@ class AgentLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply each agent's own layer with one batched product."""
+        return rows_last(self.by_agent(rows_first(x)), x.shape[:-1])
+
+    def by_agent(self, rows: Tensor) -> Tensor:
+        """The same on [A, R, in]; layers after one another save rearranging between them (`rows_first`)."""
         weight, bias = (self.weight, self.bias) if self.distinct else (self.weight[self.index], self.bias[self.index])
-        rows = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
-        out = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
-        return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+
+
+def rows_first(x: Tensor) -> Tensor:
+    """[..., A, d] -> [A, R, d], R the product of the leading dimensions."""
+    return x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
+
+
+def rows_last(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """[A, R, d] -> [*shape, d], where ``shape`` [..., A] is that of the input of `rows_first`."""
+    return x.transpose(0, 1).reshape(*shape, -1)
 
 
 def linear(in_dim: int, out_dim: int, index: Sequence[int] | None, *, init: Init, gain: float = 1.0) -> nn.Module:
