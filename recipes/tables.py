@@ -67,8 +67,9 @@ TABLES = {
         recipe="recipes.cooperative",
         rows={"MAA2C": ["--preset", "epymarl", "--algorithm", "maa2c"], "SMPE2-official": [*_SMPE, "official"],
               "SMPE2-fixed": [*_SMPE, "fixed"], "MAPPO-128": _PARALLEL,
+              "MAPPO-128-std": _STANDARD,
               "SMPE2-PPO-128": [*_PARALLEL, "--loss", "smpe"],
-              "SMPE2-PPO-128-std": [*_PARALLEL, "--loss", "smpe", "--standardize-reward"]},
+              "SMPE2-PPO-128-std": [*_STANDARD, "--loss", "smpe"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled",
         notes=[_TEAM, "The first three rows update after every 10 episodes with GRU actors (the paper's regime), the "
