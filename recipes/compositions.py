@@ -53,8 +53,8 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding)
-    value_of = TensorDictSequential(*(aux.encoders if seen else ()), critic)
-    estimators = [returns(value_of, normalize=cfg.normalize_advantage), *aux.estimators(returns, new_critic, critic)]
+    own = returns(critic, normalize=cfg.normalize_advantage, encoders=aux.encoders if seen else ())
+    estimators = [own, *aux.estimators(returns, new_critic, critic)]
     estimators = [estimator.to(cfg.device) for estimator in estimators]
 
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
@@ -126,6 +127,7 @@ def run_cli(main: Callable[[], None]) -> None:
     """Run a program; a ValueError or a stop by the user's hand becomes one clear line, not a traceback."""
     from suite.checkpoint import CheckpointError
 
+    warnings.formatwarning = lambda message, *args, **kwargs: f"note: {message}\n"  # where it was raised is no news
     try:
         main()
     except (ValueError, CheckpointError, FloatingPointError, OSError) as error:

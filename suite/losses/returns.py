@@ -32,7 +32,9 @@ class Returns(ValueEstimatorBase):
     """Writes state values, advantages and value targets [N, T, A, 1] into a batch.
 
     Args:
-        critic: writes `VALUE`; may be a sequence that begins with encoders; may be recurrent.
+        critic: writes `VALUE`; may be recurrent.
+        encoders: what writes the critic's features. Those of the batch are taken as they acted; those of the next
+            observations are computed, since at an episode's end no step was taken from them.
         kind: ``gae`` (advantage from lambda, target = A + V), ``nstep`` (target = n-step return, A = G - V), or
             ``padded_nstep``: whole episodes, one per row and padded behind ``mask``, as the EPyMARL program has them.
         normalize: advantages over the whole batch, per agent, or not; over all processes.
@@ -49,7 +51,8 @@ class Returns(ValueEstimatorBase):
     def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Kind, gamma: float,
                  lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
                  target: TensorDictModule | None = None, standardize_reward: int = 0, mask: NestedKey | None = None,
-                 mask_rewards: bool = True, keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
+                 mask_rewards: bool = True, encoders: Sequence[TensorDictModule] = (),
+                 keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
         if kind == "padded_nstep" and mask is None:
             raise ValueError("padded_nstep needs a mask of the steps inside each episode (--whole-episodes)")
@@ -64,6 +67,10 @@ class Returns(ValueEstimatorBase):
         self.recurrent = CRITIC_HIDDEN in self.critic_keys
         self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch
         self.lowered = Lowered(critic)
+        self.encoder = Lowered(TensorDictSequential(*encoders)) if encoders else None  # it belongs to its loss
+        read = [*self.critic_keys, *(key for encoder in encoders for key in encoder.in_keys)]
+        written = {CRITIC_HIDDEN, IS_INIT, *(key for encoder in encoders for key in encoder.out_keys)}
+        self.next_keys = [key for key in dict.fromkeys(read) if key not in written]
         if target_tau is None:
             self.target = None
         else:
@@ -105,7 +112,10 @@ class Returns(ValueEstimatorBase):
     def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         keys = [key for key in self.critic_keys if key not in (CRITIC_HIDDEN, IS_INIT)]
         now = {key: batch[key] for key in keys}
-        after = {key: batch[("next", key) if isinstance(key, str) else ("next", *key)] for key in keys}
+        after = {key: batch[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.next_keys}
+        if self.encoder is not None:
+            after = self.encoder(after)
+            after = {key: after[key] for key in keys}
         if self.recurrent:
             value, next_value = self._recurrent_values("critic", self.lowered, batch, now, after)
             if self.target is not None:

@@ -130,8 +130,7 @@ def test_the_critic_reads_the_latent_of_the_next_step_too():
     """What the return estimator computes at ("next", ...) is the latent that acts one step later."""
     trainer, batch = trained()
     [estimator] = trainer.estimators
-    encoder = estimator.value_network[0]
-    after = encoder(batch["next"].select(OBSERVATION, *PAST))[LATENT]
+    after = estimator.encoder({key: batch["next", *key] for key in (OBSERVATION, *PAST)})[LATENT]
     running = ~batch["next", "done"][:, :-1, :, None].expand(-1, -1, 2, 3)
     assert torch.allclose(after[:, :-1][running], batch[LATENT][:, 1:][running], atol=1e-6)
     assert not torch.allclose(after[:, :-1][~running], batch[LATENT][:, 1:][~running], atol=1e-3)
