@@ -122,7 +122,7 @@ class MOALoss(Loss):
                  x_parts: str = "obs+moa+wm_residual", actor_inputs: ActorInputs = "obs+z",
                  policy_latent: PolicyLatent = "mean", critic_z: bool = True, others_actions: OthersActions = "all",
                  lr: float = 5e-4, epochs: int = 3, max_grad_norm: float = 1.0, huber: bool = False,
-                 curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.1):
+                 curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.125):
         _check(specs, {name: value for name, value in locals().items() if name in self.option_names()})
         super().__init__()
         self.lr, self.epochs, self.max_grad_norm = lr, epochs, max_grad_norm

@@ -68,7 +68,7 @@ def test_each_network_has_its_own_optimiser_and_clipping():
     specs = make_specs("discrete")
     loss = MOALoss(specs, **SMALL, lr=0.02, epochs=4, max_grad_norm=0.7)
     [update] = loss.updates("moa", Minibatches(9, 6), optimizer=None, max_grad_norm=5.0)
-    assert update.name == "moa" and update.data.share == 0.1 and vars(update.data.source) == vars(Minibatches(4, 6))
+    assert update.name == "moa" and update.data.share == 0.125 and vars(update.data.source) == vars(Minibatches(4, 6))
     assert update.optimizers.keys() == {"moa", "world_model", "student", "teacher"}
     assert all(optimizer.param_groups[0]["lr"] == 0.02 and optimizer.param_groups[0]["eps"] == 1e-5
                for optimizer in update.optimizers.values())
