@@ -181,10 +181,7 @@ def advance(rules: Rules, board: Board, action: Tensor) -> tuple[Board, Tensor, 
     right = (board.col + right * free).clamp_(0, rules.cols - 1) - board.col
     # who shares a target stays; only targets count, so an agent may enter the cell of one whose own move fails
     target = torch.add(board.col + right, board.row + down, alpha=rules.cols)
-    circle, contested = torch.cat([target, target]), torch.zeros_like(target)
-    for k in range(1, rules.players):
-        contested = contested + _equal(target, circle[k:k + rules.players])
-    alone = _equal(contested, 0)
+    alone = _equal(_equal(target.unsqueeze(0), target.unsqueeze(1)).sum(0, dtype=torch.int32), 1)  # but for itself
     row, col = board.row + down * alone, board.col + right * alone
 
     loads = near * _equal(action, LOAD)
@@ -218,8 +215,9 @@ def observe(rules: Rules, board: Board) -> Tensor:
     entries = [*_forward(food.unbind(1)), agents - corner]  # each [n, N]
     if n > 1:
         facts = torch.stack([board.row, board.col, agents], 1)
-        others = torch.cat([part for i in range(n) for part in (facts[:i], facts[i + 1:])])
-        row, col, packed = others.view(n, n - 1, 3, -1).unbind(2)
+        # every pair but those of an agent with itself, which are the first and every n + 1st one on
+        pairs = facts.expand(n, *facts.shape).flatten(0, 1)[1:].view(n - 1, n + 1, 3, -1)[:, :-1]
+        row, col, packed = pairs.reshape(n, n - 1, 3, -1).unbind(2)
         seen = _in_sight(row, col, (top + sight).unsqueeze(1), (left + sight).unsqueeze(1), sight)
         entries += _forward(((packed - corner.unsqueeze(1)) * seen).unbind(1))
     entry = torch.stack(entries, 1)  # [n, F + n, N]

@@ -74,7 +74,7 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
 
     aux = make_loss(cfg, specs)
     parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, env, specs, aux)
-    for remark in aux.remarks(cfg.frames):
+    for remark in aux.plan(cfg.frames):
         warnings.warn(f"loss {cfg.loss!r}: {remark}", stacklevel=2)
     weights = {"task": 1.0} | aux.reward_weights
     check_names("reward term", cfg.reward_weights, weights)

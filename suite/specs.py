@@ -16,6 +16,7 @@ OBSERVATION = (GROUP, "observation")  # [N, T, A, obs]
 ACTION = (GROUP, "action")  # [N, T, A, act], or int64 [N, T, A]
 ACTION_MASK = (GROUP, "action_mask")  # bool [N, T, A, n], optional
 ALIVE = (GROUP, "mask")  # bool [N, T, A], optional, False for agents that have left the episode
+LOGITS = (GROUP, "logits")  # [N, T, A, n], of a discrete policy, stored if a loss reads them
 LOG_PROB = (GROUP, "action_log_prob")  # [N, T, A]
 REWARD = (GROUP, "reward")  # [N, T, A, 1], under "next"
 DONE = (GROUP, "done")  # bool [N, T, A, 1], under "next", written by prepare

@@ -71,8 +71,8 @@ class Loss(LossModule):
     def refresh(self, batch: TensorDictBase) -> None:
         """Move statistics and schedules on, once per batch, after the updates."""
 
-    def remarks(self, frames: int) -> list[str]:
-        """Sentences of warning for a run of that many frames, such as a schedule that would never come due."""
+    def plan(self, frames: int) -> list[str]:
+        """Take note of the run's length before it begins; sentences of warning (a schedule never due)."""
         return []
 
     @classmethod

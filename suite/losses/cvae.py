@@ -126,9 +126,3 @@ class CVAELoss(Loss):
         if self.teacher is not None:
             out["teacher"] = [*self.teacher.parameters(), *self.teacher_decoder.parameters()]
         return out
-
-    def calibration(self, known: Inferred, td: TensorDictBase) -> Tensor:
-        """Mean over dimensions of ((mu_T - mu)^2 + sigma_T^2) / sigma^2 [..., N]; 1 is a calibrated student."""
-        mean, log_sigma = self.teacher(known.x, known.context, self.privileged(td))
-        spread = (mean - known.mean).square() + (2 * log_sigma).exp()
-        return (spread * (-2 * known.log_sigma).exp()).mean(-1)

@@ -33,10 +33,9 @@ from suite.modules.state_model import (
     PolicyLatent,
     StateModel,
 )
-from suite.specs import ACTION, GROUP, OBSERVATION, PRIVILEGED, REWARD, Specs
+from suite.specs import ACTION, LOGITS, OBSERVATION, PRIVILEGED, REWARD, Specs
 from suite.update import Update
 
-LOGITS = (GROUP, "logits")
 ActorInputs = Literal["obs", "obs+z", "obs+z+moa", "obs+moa", "obs+past", "obs+hidden"]
 
 
@@ -182,8 +181,8 @@ class MOALoss(Loss):
 
     # ------------------------------------------------------------------ statistics, schedule, reward
 
-    def remarks(self, frames: int) -> list[str]:
-        """The length of the run, for the ramp of alpha."""
+    def plan(self, frames: int) -> list[str]:
+        """The ramp of alpha needs the length; no warnings."""
         self.total_frames = frames
         return []
 

@@ -9,8 +9,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from suite.latent_probes import probe_latents
+from suite.losses.world_model import TASK_REWARD
 from suite.modules.state_model import LATENT, PAST
-from suite.specs import ACTION, DONE, GROUP, OBSERVATION, Specs
+from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
 from suite.state_metrics import (
     action_frequencies,
     action_moments,
@@ -27,7 +28,6 @@ from suite.state_metrics import (
 if TYPE_CHECKING:
     from suite.losses.moa import MOALoss
 
-LOGITS = (GROUP, "logits")
 HORIZONS = (1, 3, 5, 10)
 
 
@@ -50,7 +50,7 @@ def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: S
 
 
 def _actions(loss: MOALoss, train: TensorDictBase, held: TensorDictBase) -> dict[str, Tensor]:
-    model, action = loss.action_loss, held[ACTION]
+    model = loss.action_loss
     target, weight, before = model.targets(held), model.weights(held), model.targets(train)
     previous = torch.cat([target[:, :1], target[:, :-1]], 1)  # unused where the past is not valid
     entropy = None
@@ -61,7 +61,6 @@ def _actions(loss: MOALoss, train: TensorDictBase, held: TensorDictBase) -> dict
         frequencies = action_frequencies(before, model.model.actions.dim, model.weights(train))
         return action_prediction(model.predict(held), target, weight, frequencies=frequencies, previous=previous,
                                  entropy=entropy)
-    assert action.is_floating_point()
     return continuous_action_prediction(model.predict(held), target, weight, marginal=action_moments(before),
                                         previous=previous)
 
@@ -73,7 +72,7 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
     alive = held[world.alive].to(u.dtype) if world.alive else None
     mask = model.scaler.mask
     out = observation_prediction(predicted, after, u, alive, dims=mask)
-    out |= reward_prediction(reward.squeeze(-1), held["next", GROUP, "task_reward"].squeeze(-1) / world.reward_scale,
+    out |= reward_prediction(reward.squeeze(-1), held[TASK_REWARD].squeeze(-1) / world.reward_scale,
                              alive)
     own = model.actions.encode(held[ACTION])
     others = model.actions.of_others(own)

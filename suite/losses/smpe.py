@@ -285,7 +285,7 @@ class SMPELoss(Loss):
         return [encode, Update(f"{name}_critic", {"critic": loss}, data, shared={"filter"},
                                **optimisation | {"optimizer": rates, "max_grad_norm": clipping})]
 
-    def remarks(self, frames: int) -> list[str]:
+    def plan(self, frames: int) -> list[str]:
         """Schedules that a run of that many frames never reaches."""
         horizon, out = self.specs.horizon, []
         for what, every in (("encode_every", self.encode_every), ("copy_every", self.copy_every)):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from suite.losses.cvae import CVAELoss
 from suite.modules.state_model import PARTS, PAST, PREV_ACTION, PREV_OBSERVATION, PREV_VALID, StateModel
-from suite.specs import ACTION, ALIVE, OBSERVATION, PRIVILEGED, Specs
+from suite.specs import ACTION, ALIVE, OBSERVATION, PRIVILEGED
 from tests.batches import assert_unchanged, make_specs
 
 torch.set_num_threads(1)
@@ -257,14 +257,3 @@ def test_order_of_frames_changes_nothing(monkeypatch):
     mixed = flat[torch.randperm(len(flat))]
     for key, value in loss(td).items():
         assert_close(value, loss(mixed)[key])
-
-
-@pytest.mark.parametrize("sigma, expected", [(math.sqrt(2), 1.0), (1.0, 2.0)])
-def test_calibration(sigma, expected, monkeypatch):
-    """Means 1 apart, teacher's deviation 1: calibrated where the student's variance is 2."""
-    specs = Specs(n_agents=2, obs_dim=4, action_dim=5, discrete=True, agent_types=(0, 0))
-    loss, td = make_loss(specs), make_td(specs, 5)
-    setting(loss, monkeypatch, student=(torch.zeros(2), torch.full((2,), sigma).log()),
-            teacher=(torch.ones(2), torch.zeros(2)))
-    known = loss.model.infer(td[OBSERVATION], *(td[key] for key in PAST))
-    assert_close(loss.calibration(known, td), torch.full((5, 2), expected))

@@ -224,15 +224,15 @@ def test_the_ramp_of_alpha(world, monkeypatch):
     monkeypatch.setattr("suite.losses.moa.distributed.world_size", lambda: world)
     specs = make_specs("discrete")
     loss, td = MOALoss(specs, **SMALL, alpha=0.03), make_past_batch(specs, 3, 4)
-    assert loss.remarks(1200 * world) == []
+    assert loss.plan(1200 * world) == []
     found = [received(loss, td, times) for times in (1, 10, 10, 79)]
     assert found == pytest.approx([0.0, 0.015, 0.03, 0.03])
     weighted = MOALoss(specs, **SMALL, alpha=0.03, cvae_coef=0.5, alpha_warmup=0.0)
-    weighted.remarks(1200)
+    weighted.plan(1200)
     assert received(weighted, td, 1) == pytest.approx(0.015)
     state = loss.state_dict()
     again = MOALoss(specs, **SMALL, alpha=0.03)
-    again.remarks(600)
+    again.plan(600)
     again.load_state_dict(state)
     assert (again.frames, again.total_frames) == (1200 * world, 1200 * world)
 

@@ -5,8 +5,7 @@ import torch
 
 from suite.data import Minibatches
 from suite.losses import MOALoss
-from suite.losses.moa_metrics import LOGITS
-from suite.specs import IS_INIT
+from suite.specs import IS_INIT, LOGITS
 from tests.batches import make_past_batch, make_specs
 
 torch.set_num_threads(1)

@@ -18,6 +18,7 @@ from suite.modules.gaussian import kl_divergence
 from suite.modules.state_model import PAST, PREV_ACTION, PREV_OBSERVATION, PREV_VALID, StateModel
 from suite.probes import linear_probe
 from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
+from suite.state_metrics import latent_statistics
 from tests.toy_belief import play
 
 torch.set_num_threads(1)
@@ -74,10 +75,11 @@ class Trained:
             decoded = self.cvae.teacher_decoder(mean)[..., -4:]
             numbers = {"kl_student_teacher": kl_divergence(*student, *teacher).sum(-1),
                        "kl_teacher_student": kl_divergence(*teacher, *student).sum(-1),
-                       "calibration": self.cvae.calibration(known, td),
                        "goal_error": (decoded - y[..., -4:]).square().mean(-1)}
-        return known.mean[:, :, FOLLOWER], mean[:, :, FOLLOWER], {
-            name: value[:, :, FOLLOWER].mean().item() for name, value in numbers.items()}
+            student, teacher = ([x[:, :, FOLLOWER] for x in gaussian] for gaussian in (student, teacher))
+        numbers = {name: value[:, :, FOLLOWER].mean().item() for name, value in numbers.items()}
+        return student[0], teacher[0], numbers | {
+            "calibration": latent_statistics(student, teacher)["calibration"].item()}
 
 
     def inputs(self, td):

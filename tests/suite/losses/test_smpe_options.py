@@ -245,7 +245,7 @@ def frames_with_rewards(envs, seed):
                                          (480, ["copy_every is 2000 episodes of 6 steps, 12000 frames, but the run "
                                                 "has 480: it never comes due"]), (12000, [])])
 def test_remarks_name_the_schedules_that_never_come_due(asked, said):
-    remarks = make().remarks(asked)
+    remarks = make().plan(asked)
     assert len(remarks) == len(said) and all(text in remark for text, remark in zip(said, remarks, strict=True))
-    without = [remark for remark in make(filters=False).remarks(asked) if "copy_every" in remark]
+    without = [remark for remark in make(filters=False).plan(asked) if "copy_every" in remark]
     assert not without
