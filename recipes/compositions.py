@@ -52,7 +52,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     critic = new_critic(specs, seen, centralized=cfg.centralized)
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
-                      mask=specs.alive, mask_rewards=cfg.mask_padding)
+                      mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)
     own = returns(critic, normalize=cfg.normalize_advantage, encoders=aux.encoders if seen else ())
     estimators = [own, *aux.estimators(returns, new_critic, critic)]
     estimators = [estimator.to(cfg.device) for estimator in estimators]

@@ -87,6 +87,8 @@ class Config:
     """Standardise advantages over the batch, per agent, or not."""
     standardize_reward: bool = False
     """Standardise rewards by each agent's running mean and deviation."""
+    value_norm: bool = False
+    """Let the critic predict returns in units of their running mean and deviation; value_clip is then in these."""
     target_tau: float | None = None
     """Bootstrap from a target critic that moves by this fraction per iteration; None uses the critic itself."""
     recompute_advantage: bool = False

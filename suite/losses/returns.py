@@ -45,13 +45,17 @@ class Returns(ValueEstimatorBase):
             deviation, updated with the batch first (EPyMARL, without epsilon); 1 takes all together, 0 does not.
         mask: key of a bool [N, T, A]; agents where it is False count in no statistic.
         mask_rewards: False lets their rewards count in the running statistics all the same, as EPyMARL does.
+        value_norm: the critic works in standardised units: its values are scaled back by the running mean and
+            deviation of all value targets before they enter a return; targets are then written standardised, by
+            statistics that have them in (MAPPO, Yu et al. 2022, section 5.1). Values are written as the critic gave
+            them, so clipping distances are in its units too.
         keys: where values, value targets and advantages are written.
     """
 
     def __init__(self, critic: TensorDictModule | TensorDictSequential, *, kind: Kind, gamma: float,
                  lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
                  target: TensorDictModule | None = None, standardize_reward: int = 0, mask: NestedKey | None = None,
-                 mask_rewards: bool = True, encoders: Sequence[TensorDictModule] = (),
+                 mask_rewards: bool = True, value_norm: bool = False, encoders: Sequence[TensorDictModule] = (),
                  keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
         if kind == "padded_nstep" and mask is None:
@@ -77,6 +81,7 @@ class Returns(ValueEstimatorBase):
             self.target = copy.deepcopy(critic).requires_grad_(False) if target is None else target
         self.lowered_target = Lowered(self.target) if self.target is not None else self.lowered
         self.reward_moments = RunningMoments((int(standardize_reward), 1)) if standardize_reward else None
+        self.value_moments = RunningMoments((1,)) if value_norm else None
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None) -> TensorDictBase:
@@ -85,7 +90,8 @@ class Returns(ValueEstimatorBase):
         if self.reward_moments is not None:
             self.reward_moments.update(reward, self._alive(tensordict) if self.mask_rewards else None)
             reward = (reward - self.reward_moments.mean) / self.reward_moments.var.sqrt()
-        value, next_value = self._values(tensordict)
+        given, next_value = self._values(tensordict)
+        value, next_value = self.in_reward_units(given), self.in_reward_units(next_value)
         if self.kind == "gae":
             advantage, target = gae(reward, value, next_value, done, terminated, gamma=self.gamma, lmbda=self.lmbda)
         elif self.kind == "padded_nstep":
@@ -97,9 +103,16 @@ class Returns(ValueEstimatorBase):
         else:
             target = nstep_returns(reward, next_value, done, terminated, gamma=self.gamma, n=self.n)
             advantage = target - value
-        tensordict[self.value_key], tensordict[self.value_target_key] = value, target
+        if self.value_moments is not None:
+            self.value_moments.update(target, self._alive(tensordict))
+            target = self.value_moments(target)
+        tensordict[self.value_key], tensordict[self.value_target_key] = given, target
         tensordict[self.advantage_key] = self._normalized(advantage, self._alive(tensordict))
         return tensordict
+
+    def in_reward_units(self, value: Tensor) -> Tensor:
+        """What the critic gave, as an expected return."""
+        return value if self.value_moments is None else self.value_moments.inverse(value)
 
     def step_target(self, batch: TensorDictBase) -> None:
         """Move the target critic towards the critic: theta' += tau (theta - theta'); buffers are copied."""

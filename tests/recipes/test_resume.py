@@ -31,7 +31,8 @@ MOA = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=
 FRAMES = 40  # of one iteration
 RUNS = {
     "mappo": [*NAVIGATION, *PPO],
-    "mappo gru": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5"],
+    "mappo gru": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--value-norm",
+                  "--value-clip", "0.2"],
     "mappo gru target": [*NAVIGATION, *PPO, "--actor-recurrent-dim", "6", "--critic-recurrent-dim", "5", "--target-tau",
                          "0.1"],
     "maa2c epymarl": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "epymarl", "--actor-recurrent-dim", "6",

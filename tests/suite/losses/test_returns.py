@@ -84,6 +84,47 @@ def test_gae_by_hand(end, expected):
     assert_close(batch[VALUE_TARGET], batch[ADVANTAGE] + 4)
 
 
+def constant_batch():
+    """A critic that answers 4 everywhere, and one row with rewards 1, 2, 3 that goes on."""
+    class Four(nn.Module):
+        def forward(self, observation):
+            return torch.full((*observation.shape[:-1], 1), 4.0)
+
+    batch = make_batch(SPECS, shape=(1, 3))
+    batch["next", *REWARD] = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 3, 1)
+    for key in (DONE, TERMINATED):
+        batch["next", *key] = torch.zeros(1, 3, 3, 1, dtype=torch.bool)
+    return TensorDictModule(Four(), in_keys=[OBSERVATION], out_keys=[VALUE]), batch
+
+
+# mean 10, deviation 2: 4 stands for 18; delta = r + 9 - 18 = -8, -7, -6; A_2 = -6, A_1 = -7 - 1.5, A_0 = -8 - 2.125
+def test_value_norm_by_hand():
+    critic, batch = constant_batch()
+    returns = returns_of(critic, gamma=0.5, lmbda=0.5, value_norm=True)
+    returns.value_moments.mean.fill_(10.0)
+    returns.value_moments.var.fill_(4.0)
+    returns.value_moments.count.fill_(1e12)  # nothing moves them
+    returns(batch)
+    assert_close(batch[ADVANTAGE][0, :, 0, 0], torch.tensor([-10.125, -8.5, -6.0]))
+    assert_close(batch[VALUE_TARGET][0, :, 0, 0], torch.tensor([-1.0625, -0.25, 1.0]))  # of 7.875, 9.5, 12
+    assert_close(batch[VALUE][0, :, 0, 0], torch.full((3,), 4.0))
+
+
+def test_value_norm_moves_with_living_agents_before_it_scales():
+    critic, batch = constant_batch()
+    batch[ALIVE] = torch.tensor([True, True, False]).expand(1, 3, 3)
+    returns = returns_of(critic, gamma=0.5, lmbda=0.5, value_norm=True, mask=ALIVE)
+    returns(batch)  # mean 0 and deviation 1 so far: targets are those of test_gae_by_hand, A + 4
+    moments, targets = returns.value_moments, torch.tensor([3.0625, 4.25, 5.0])
+    assert moments.count.item() == pytest.approx(6, abs=1e-3)
+    assert moments.mean.item() == pytest.approx(targets.mean().item(), rel=1e-4)
+    assert_close(batch[VALUE_TARGET][0, :, 0, 0], (targets - moments.mean) / moments.var.sqrt())
+    saved = returns.state_dict()
+    other = returns_of(critic, gamma=0.5, lmbda=0.5, value_norm=True, mask=ALIVE)
+    other.load_state_dict(saved)
+    assert_close(other.in_reward_units(torch.ones(1)), returns.in_reward_units(torch.ones(1)), rtol=0, atol=0)
+
+
 def test_nstep_targets():
     critic, batch = critic_of(), make_batch(SPECS)
     value, next_value = values(critic, batch)
