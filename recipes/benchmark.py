@@ -102,7 +102,8 @@ def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1
             check_choice(f"{what} of table {table!r}", name, allowed)
     write_info(table, results, seeds)
     todo = [Job(table, row, task, seed, runs, results) for seed in range(1, seeds + 1)
-            for task in (tasks or TABLES[table].tasks) for row in (rows or TABLES[table].rows)]
+            for task in (tasks or TABLES[table].tasks) for row in (rows or TABLES[table].rows)
+            if TABLES[table].has(row, task)]
     todo = [job for job in todo if not job.finished()]
     print(f"{len(todo)} runs to do")
     LAUNCHERS[launcher](todo, jobs)

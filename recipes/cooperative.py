@@ -19,7 +19,7 @@ from envs.whole_episodes import WholeEpisodes
 from recipes.checks import check_config, check_resume, check_used, no_resume, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
-from recipes.presets import ALGORITHMS, PRESETS, overrides, usual_algorithm
+from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
 from suite import distributed
 from suite.collector import make_collector
 from suite.config import as_flags, as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
@@ -42,7 +42,7 @@ def configure(chosen: dict[str, str]) -> Config:
     check_choice("preset", preset, PRESETS)
     algorithm = chosen.get("algorithm") or usual_algorithm(preset) or Config.algorithm
     check_choice("algorithm", algorithm, ALGORITHMS)
-    return Config(**overrides(algorithm, preset, chosen.get("loss", Config.loss), chosen.get("task", Config.task)))
+    return Config(**overrides(algorithm, preset, chosen.get("loss"), chosen.get("task", Config.task)))
 
 
 def untouched(cfg: Config) -> Config:
@@ -118,8 +118,8 @@ def make_loss(cfg: Config, specs: Specs):
 def swap_flags(cfg: Config) -> str:
     """The flags of this run with another loss, quoted for a shell."""
     other = "next_observation" if cfg.loss == "none" else "none"
-    swapped = dataclasses.replace(cfg, loss=other, loss_options={}, reward_weights={}, run_dir=None, resume=None,
-                                  overwrite=False)
+    swapped = dataclasses.replace(cfg, preset=comparable(cfg.preset), loss=other, loss_options={}, reward_weights={},
+                                  run_dir=None, resume=None, overwrite=False)
     named = ("task", "algorithm", "loss") + (("preset",) if cfg.preset != Config.preset else ())
     return shlex.join(as_flags(swapped, untouched(swapped), always=named))
 

@@ -19,8 +19,8 @@ class Config:
     loss: str = "none"
     """State-modelling loss that trains beside the algorithm: none, next_observation, moa, smpe."""
     preset: str = "default"
-    """Settings of a benchmark (epymarl, benchmarl), or of loss smpe as published, printed, repaired: official, paper,
-    fixed."""
+    """Settings of a benchmark (epymarl, benchmarl); of loss smpe as published, printed, repaired (official, paper,
+    fixed); the reference of loss moa (moa) and its controls (same_inputs, matched, gru, shuffled, oracle)."""
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 800_000

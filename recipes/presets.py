@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes import moa_presets
+from recipes.moa_presets import MOA
 from recipes.smpe_presets import SMPE
 from recipes.smpe_presets import settings as smpe_settings
 
@@ -59,21 +61,37 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {name: {} for name in ALGORITHMS},
     "epymarl": {"mappo": _EPYMARL_PPO, "ippo": _EPYMARL_PPO, "maa2c": _EPYMARL_A2C, "ia2c": _EPYMARL_A2C},
     "benchmarl": {"mappo": _BENCHMARL, "ippo": _BENCHMARL},
-} | {name: {"maa2c": _EPYMARL_A2C, "mappo": _EPYMARL_PPO} for name in SMPE}  # the program is built on EPyMARL's
+    **{name: {"maa2c": _EPYMARL_A2C, "mappo": _EPYMARL_PPO} for name in SMPE},  # the program is built on EPyMARL's
+    **{name: {"mappo": {}, "ippo": {}} for name in MOA},
+}
 
 
 STATE_MODEL_SPEED = "recipes.speed_smpe"  # whose section `recipes.speed --state-models` prints
 
 
-def overrides(algorithm: str, preset: str, loss: str = "none", task: str = "") -> dict[str, Any]:
-    """What the four words change in the Config; ValueError if the preset has no such algorithm."""
+def overrides(algorithm: str, preset: str, loss: str | None = None, task: str = "") -> dict[str, Any]:
+    """What the four words change in the Config; ValueError if the preset has no such algorithm or loss."""
     if algorithm not in PRESETS[preset]:
         raise ValueError(f"preset {preset!r} has no algorithm {algorithm!r}; it has {sorted(PRESETS[preset])}")
-    special = smpe_settings(preset, algorithm, loss, task) if preset in SMPE else {}
+    loss, special = loss or usual_loss(preset), {}
+    if preset in SMPE:
+        special = smpe_settings(preset, algorithm, loss, task)
+    elif preset in MOA:
+        special = moa_presets.settings(preset, loss)
     return (ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm] | special
-            | {"algorithm": algorithm, "preset": preset})
+            | {"algorithm": algorithm, "preset": preset, "loss": loss})
 
 
 def usual_algorithm(preset: str) -> str | None:
     """The algorithm that a preset stands for if the user names none."""
     return "maa2c" if preset in SMPE else None
+
+
+def usual_loss(preset: str) -> str:
+    """The loss that a preset stands for if the user names none: controls of a loss run with it."""
+    return MOA.get(preset, (None,))[0] or "none"
+
+
+def comparable(preset: str) -> str:
+    """The preset for another loss with the same settings: a control's reference, else itself."""
+    return "moa" if preset in MOA else preset

@@ -19,6 +19,12 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     evaluations: int = 10
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """{row: the tasks that it exists for}; other rows exist for all."""
+
+    def has(self, row: str, task: str) -> bool:
+        """Whether the cell exists."""
+        return task in self.only.get(row, (task,))
 
     def frames_of(self, task: str) -> int:
         """Frames of one run on a task."""
@@ -40,6 +46,29 @@ _TEAM = ("Return is the team's (sum over agents) undiscounted return of 100 fres
 _PARALLEL = ["--num-envs", "128", "--steps", "50", "--minibatch-size", "1600", "--team-reward"]
 _STANDARD = [*_PARALLEL, "--standardize-reward"]
 _SMALL = ["foraging/2s-8x8-2p-2f-coop", "foraging/2s-9x9-3p-2f-coop"]
+
+
+def _moa(cells: str = "256", *, matched: str = "380") -> dict[str, list[str]]:
+    """Rows of the family of loss moa, with that many units in each layer of actor and critic."""
+    def row(preset: str, *flags: str, actor: str = cells) -> list[str]:
+        return ["--preset", preset, "--actor-cells", actor, actor, "--critic-cells", cells, cells, *flags]
+
+    return {"MAPPO": row("moa"), "MAPPO-inputs": row("same_inputs"), "MAPPO-matched": row("matched", actor=matched),
+            "MAPPO-GRU": row("gru"), "MOA": row("moa", "--loss", "moa"),
+            "MOA-influence": row("moa", "--loss", "moa", "--loss-options", "influence=0.01"),
+            "MOA-shuffled": row("shuffled"), "SMPE2": row("moa", "--loss", "smpe"), "Oracle": row("oracle")}
+
+
+_MOA = {f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
+    "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
+    "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
+_MOA |= {"foraging/2s-8x8-2p-2f-coop": []}
+_HIDDEN = tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags)
+_FRAMES = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
+           "foraging/2s-8x8-2p-2f-coop": 500_000}  # of table moa_small
+_MOA_NOTES = ["Return is the mean over agents, greedy actions, 32 fresh episodes.",
+              "MAPPO-inputs reads what the models read, MAPPO-matched has as many parameters at execution, MOA-shuffled "
+              "another environment's latent, Oracle the hidden variables."]
 
 TABLES = {
     "cooperative": Table(
@@ -79,18 +108,13 @@ TABLES = {
                "In SMPE2-official padded steps behind an episode's end count as frames."]),
     "moa": Table(
         title="Models of other agents, against the controls that could explain them away",
-        recipe="recipes.cooperative",
-        rows={"MAPPO": [], "MAPPO-inputs": ["--loss", "moa", "--loss-options", "actor_inputs=obs+past"],
-              "MAPPO-GRU": ["--actor-recurrent-dim", "128"], "MAPPO-wide": ["--actor-cells", "380", "380"],
-              "MOA": ["--loss", "moa"], "MOA-influence": ["--loss", "moa", "--loss-options", "influence=0.01"],
-              "MOA-shuffled": ["--loss", "moa", "--loss-options", "shuffle_z=True"], "SMPE2": ["--loss", "smpe"]},
-        tasks={f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
-            "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
-            "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
-        | {"foraging/2s-8x8-2p-2f-coop": []},
-        frames=2_000_000, notes=["Return is the mean over agents, greedy actions, 32 fresh episodes.",
-                                 "MAPPO-inputs reads what the models read, MAPPO-wide has as many parameters at "
-                                 "execution, MOA-shuffled another environment's latent."]),
+        recipe="recipes.cooperative", rows=_moa(), tasks=_MOA, only={"Oracle": _HIDDEN}, frames=2_000_000,
+        notes=_MOA_NOTES),
+    "moa_small": Table(
+        title="Models of other agents and their controls, as far as two cores go",
+        recipe="recipes.cooperative", rows=_moa("128", matched="314"),
+        tasks={task: _MOA[task] for task in _FRAMES}, only={"Oracle": _HIDDEN}, frames=_FRAMES,
+        notes=[*_MOA_NOTES, "Networks of actor and critic have two layers of 128."]),
     "smpe_ablations": Table(
         title="What each part of SMPE² contributes",
         recipe="recipes.cooperative",

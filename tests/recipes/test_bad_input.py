@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
 @pytest.mark.parametrize("words, message", [
     ([*TOY, "--algorithm", "mapp"], r"unknown algorithm 'mapp'; choose from \['ia2c', .*'vdn'\]. Did you mean 'mappo'"),
     ([*TOY, "--loss", "moaa"], r"unknown loss 'moaa'; choose from \[.*'next_observation', 'none'"),
-    ([*TOY, "--preset", "epymarll"], r"unknown preset 'epymarll'; choose from \['benchmarl', .*'paper'\]"),
+    ([*TOY, "--preset", "epymarll"], r"unknown preset 'epymarll'; choose from \['benchmarl', .*'shuffled'\]"),
     ([*TOY, "--preset", "benchmarl", "--algorithm", "vdn"], "preset 'benchmarl' has no algorithm 'vdn'; it has"),
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dm=3"],
      r"unknown option of loss 'next_observation' 'latent_dm'; choose from \['coef', .*'latent_dim'.*mean 'latent_dim'"),
