@@ -79,8 +79,9 @@ class Update:
             with torch.autocast(self.device_type, self.autocast):
                 total, metrics = self.compute(minibatch)
         out = {key: value.clone() for key, value in metrics.items()} if self.compiled else metrics
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for part in self.optimizers:
+            for param in self.params[part]:
+                param.grad = None
         total.backward()
         for part, optimizer in self.optimizers.items():
             distributed.average_gradients(self.params[part])

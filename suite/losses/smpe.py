@@ -8,7 +8,7 @@ an option here, and three presets bundle them: ``official`` (the program), ``pap
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -17,14 +17,14 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from suite import distributed
 from suite.data import DataSource, Replay
 from suite.latent_probes import probe_latents
-from suite.losses.common import Loss
+from suite.losses.common import Learner, Loss
 from suite.losses.ppo import ValueLoss
 from suite.losses.returns import Returns
+from suite.modules.belief_loss import belief_loss
 from suite.modules.beliefs import (
     AMFilter,
     BeliefDecoder,
@@ -36,11 +36,14 @@ from suite.modules.beliefs import (
 )
 from suite.modules.normalizer import RunningMoments
 from suite.modules.simhash import SimHash
+from suite.optimizers import FlatRMSprop
 from suite.specs import GROUP, OBSERVATION, Specs
 from suite.update import Update
 
 BELIEF = (GROUP, "belief")  # [N, T, A, k], the mean
 FILTERED = tuple((GROUP, f"filtered_{name}") for name in ("state_value", "value_target", "advantage"))
+
+READY = 25  # minibatches that are made ready at once
 
 # what distinguishes the published program, the printed equations, and the repaired version
 PRESETS: dict[str, dict[str, Any]] = {
@@ -118,6 +121,7 @@ class SMPELoss(Loss):
         self.encode_every, self.copy_every = encode_every * specs.horizon, copy_every * specs.horizon
         self.encode_steps, self.encode_rows, self.memory = encode_steps, encode_rows, memory * specs.horizon
         self.filter_every, self.filters, self.filtered_critic = filter_every, filters, filters and filtered_critic
+        self.latent_dim = latent_dim
         self.train_filtered_critic, self.filtered_target = options["train_filtered_critic"], options["filtered_target"]
         self.sampled_bonus, self.bonus = options["bonus_belief"] == "sample", bonus
         self.frames = self.calls = self.due = 0
@@ -146,33 +150,41 @@ class SMPELoss(Loss):
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_rec``, ``loss_kl``, ``loss_norm``; the plain reconstruction error, KL per unit and mean filter."""
-        observation = minibatch[OBSERVATION]
-        x, joint = self.scaler(observation), self._clip(self.joint_moments(observation))
-        mu, log_sigma = self.encoder.gaussian(x)
-        sigma, target = log_sigma.exp(), self.others(joint)
-        decoded = self.decoder(torch.addcmul(mu, sigma, torch.randn_like(mu)))
-        inside = None if self.mask is None else minibatch[self.mask].unsqueeze(-1).to(x.dtype)
-        rows = observation[..., 0, 0].numel() if inside is None else inside.mean(-2).sum().clamp_min(1)
-        kl = _total((mu.square() + sigma.square()) / (2 + 1e-8) - log_sigma - 0.5, inside) / rows
-        plain = _squared(decoded.detach() if self.filters else decoded, target, inside) / rows
-        rec, out = plain, {"reconstruction": plain.detach() / target.shape[-2:].numel()}
+        ready = self.ready(minibatch.reshape(-1)).squeeze(0) if minibatch.get("target", None) is None else minibatch
+        inside = None if self.mask is None else ready["inside"]
+        rows = ready.shape[1] if inside is None else (inside.sum() / len(inside)).clamp_min(1)
+        sums = belief_loss(ready["x"], ready["target"], ready["noise"], inside, encoder=self.encoder,
+                           decoder=self.decoder, am_filter=self.am_filter if self.filters else None,
+                           slow=ready["slow"] if self.filters else None, train_filter=self.train_filter)
+        out = {"loss_rec": sums.rec * (self.rec_coef * self.encode_rows / rows),
+               "loss_kl": sums.kl * (self.kl_coef * self.encode_rows / rows),
+               "reconstruction": sums.plain / (rows * self.others.slots.numel()),
+               "kl_per_unit": sums.kl.detach() / (rows * self.specs.n_agents * self.latent_dim)}
         if self.filters:
-            w = self.am_filter(x) if self.train_filter else self.am_filter(x).detach()
-            with torch.no_grad():
-                slow = self.slow_filter(x) * target
-            rec = _squared(w * decoded, slow, inside) / rows
-            out["filter"] = w.detach().mean()
+            out["filter"] = sums.filter
             if self.norm_coef and self.norm_loss != "none" and self.train_filter:
-                out["loss_norm"] = self.norm_coef * self._norm(w, inside, rows)
-        out["loss_rec"] = (self.rec_coef * self.encode_rows) * rec
-        out["loss_kl"] = (self.kl_coef * self.encode_rows) * kl
-        out["kl_per_unit"] = kl.detach() / mu.shape[-2:].numel()
+                out["loss_norm"] = (sums.power * (-self.norm_coef / rows) if self.norm_loss == "output" else
+                                    self.am_filter.parameter_norm() * self.norm_coef)
         return TensorDict(out)
 
-    def _norm(self, w: Tensor, inside: Tensor | None, rows: Tensor | int) -> Tensor:
-        if self.norm_loss == "parameters":
-            return self.am_filter.parameter_norm()
-        return -_squared(w, torch.zeros_like(w), inside) / rows
+    @torch.no_grad()
+    def ready(self, frames: TensorDictBase, rows: int | None = None) -> TensorDictBase:
+        """All that is constant in minibatches of ``rows`` (None: one of all) frames, [S, A, rows], agents first.
+
+        ``x`` and ``target``, standardised observations and those of the others; ``noise``; ``slow``, the slow filter;
+        ``inside``, where rows count. Many minibatches at once take a fraction of the time of one after the other.
+        """
+        observation = frames[OBSERVATION]
+        x = self.scaler(observation)
+        out = {"x": x, "target": self.others(self._clip(self.joint_moments(observation))),
+               "noise": torch.randn_like(x.new_empty(*x.shape[:2], self.latent_dim))}
+        if self.filters:
+            out["slow"] = self.slow_filter(x)
+        if self.mask is not None:
+            out["inside"] = frames[self.mask].unsqueeze(-1).to(x.dtype)
+        shape = -1, rows or len(x), self.specs.n_agents
+        out = {name: value.reshape(*shape, value.shape[-1]).transpose(1, 2).contiguous() for name, value in out.items()}
+        return TensorDict(out, out["x"].shape[:3])
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if self.scaler.limit is None else x.clamp(-self.scaler.limit, self.scaler.limit)
@@ -212,15 +224,14 @@ class SMPELoss(Loss):
         if self.visits is not None:
             z, sigma = self.encoder(x)
             if self.sampled_bonus:
-                z = z + sigma * torch.randn_like(sigma)
+                z = z + sigma * torch.randn_like(sigma.contiguous())  # other strides draw several times slower
             out["novelty"] = self._novelty(self.visits, z, mask)[:, :steps]
         if self.observation_visits is not None:
             out["observation_novelty"] = self._novelty(self.observation_visits, x, mask)[:, :steps]
         return out
 
     def _novelty(self, visits: SimHash, x: Tensor, mask: Tensor | None) -> Tensor:
-        visits.count(x, mask)
-        count = visits(x).clamp_min(1).to(x.dtype).unsqueeze(-1)
+        count = visits.count(x, mask).clamp_min(1).to(x.dtype).unsqueeze(-1)
         bonus = count.rsqrt() if self.bonus == "rsqrt" else count.reciprocal()
         return bonus if mask is None else bonus * mask.unsqueeze(-1)
 
@@ -232,17 +243,16 @@ class SMPELoss(Loss):
 
     # ------------------------------------------------------------------ filtered critic and updates
 
-    def estimators(self, make_returns: Callable[..., Returns], make_critic: Callable[..., TensorDictModule],
-                   critic: TensorDictModule) -> list[Returns]:
+    def estimators(self, learner: Learner) -> list[Returns]:
         """Returns of the filtered critic V_k, which has the recipe's critic layers and sees w * s."""
         if not self.filtered_critic:
             return []
         joint = replace(self.specs, obs_dim=self.specs.n_agents * self.specs.obs_dim, state_dim=None)
-        own = make_critic(joint, {}, centralized=False, recurrent_dim=0).module
+        own = learner.make_critic(joint, {}, centralized=False, recurrent_dim=0).module
         target = copy.deepcopy(own).requires_grad_(False)
         if self.filtered_target == "central":
             try:
-                target.load_state_dict(critic.module.state_dict())
+                target.load_state_dict(learner.critic.module.state_dict())
             except RuntimeError as error:
                 raise ValueError("filtered_target 'central' needs a feed-forward central critic of all observations "
                                  "(mappo or maa2c, a task without a state of its own): give filtered_target=own"
@@ -251,7 +261,8 @@ class SMPELoss(Loss):
             own.requires_grad_(False)
         self.filtered = self._filtered(own)
         frozen = {"target_tau": 0.0} if self.filtered_target == "central" else {}
-        return [make_returns(self.filtered, normalize="none", target=self._filtered(target), keys=FILTERED, **frozen)]
+        return [learner.make_returns(self.filtered, normalize="none", target=self._filtered(target), keys=FILTERED,
+                                     **frozen)]
 
     def _filtered(self, critic: nn.Module) -> TensorDictModule:
         network = FilteredCritic(self.scaler, self.am_filter, self.others, critic)
@@ -264,7 +275,7 @@ class SMPELoss(Loss):
 
     def updates(self, name: str, data: DataSource, **optimisation: Any) -> list[Update]:
         """State modelling on the loss's own memory, early and when due; then filter and filtered critic on ``data``."""
-        rmsprop = partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8, foreach=True)
+        rmsprop = partial(FlatRMSprop, alpha=0.99, eps=1e-8)
         store = Replay(capacity=self.memory, steps=self.encode_steps, size=self.encode_rows, warmup=self.encode_rows,
                        keys=self.in_keys, device=next(self.parameters()).device)
         rates = {"codec": partial(rmsprop, lr=self.lr)}
@@ -316,15 +327,6 @@ class FilteredValueLoss(ValueLoss):
                 "filter": list(network.am_filter.parameters())}
 
 
-def _squared(x: Tensor, y: Tensor, inside: Tensor | None) -> Tensor:
-    """Sum of squared differences, of rows that are ``inside``."""
-    return F.mse_loss(x, y, reduction="sum") if inside is None else ((x - y).square() * inside).sum()
-
-
-def _total(x: Tensor, inside: Tensor | None) -> Tensor:
-    return x.sum() if inside is None else (x * inside).sum()
-
-
 class _WhenDue(DataSource):
     """Samples of the loss's memory in the iterations in which a training is due; more rows if several are."""
 
@@ -336,8 +338,10 @@ class _WhenDue(DataSource):
         return self.store
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
-        if self.loss.due:
-            yield from self.store.samples(self.store.steps, self.loss.encode_rows * self.loss.due)
+        size = self.loss.encode_rows * self.loss.due
+        for frames in self.store.samples(1, self.store.steps * size) if size else ():
+            for part in frames.split(READY * size):
+                yield from self.loss.ready(part, size).unbind(0)
 
 
 def _check(specs: Specs, options: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
-from suite.modules.networks import AgentLinear, others_index, rows_first, rows_last
+from suite.modules import stacked
+from suite.modules.networks import AgentLinear, others_index
 from suite.modules.normalizer import RunningMoments
 
 
@@ -26,8 +27,7 @@ class Others(nn.Module):
 
     def forward(self, joint: Tensor) -> Tensor:
         """[..., A, o] -> [..., A, (A - 1) o]: what the others observe, as seen from each agent."""
-        rows = joint.flatten(-2).unsqueeze(-2).expand(*joint.shape[:-2], *_size(joint))
-        return rows.gather(-1, self.slots.expand(*joint.shape[:-2], -1, -1))
+        return joint.flatten(-2).index_select(-1, self.slots.flatten()).unflatten(-1, self.slots.shape)
 
     def spread(self, weights: Tensor, joint: Tensor) -> Tensor:
         """``joint`` [..., A, o] times ``weights`` [..., A, (A - 1) o] in the others' slots and 1 in the agent's own.
@@ -69,16 +69,30 @@ class BeliefEncoder(nn.Module):
         self.fc1, self.fc2 = AgentLinear(obs_dim, latent_dim, index), AgentLinear(latent_dim, latent_dim, index)
         self.heads = AgentLinear(latent_dim, 2 * latent_dim, index)  # mean and log-variance
 
+    @property
+    def layers(self) -> tuple[AgentLinear, ...]:
+        """From the observation to the head."""
+        return self.fc1, self.fc2, self.heads
+
+    @staticmethod
+    def halves(head: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-sigma [..., k] of what the last layer gives."""
+        mu, logvar = head.chunk(2, -1)
+        return mu, 0.5 * logvar
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [..., A, k] of the belief, from standardised observations [..., A, o]."""
         mu, log_sigma = self.gaussian(x)
         return mu, log_sigma.exp()
 
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean alone, [..., A, k]."""
+        head = stacked.apply(x, self.layers)
+        return head[..., :head.shape[-1] // 2]
+
     def gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-sigma [..., A, k]."""
-        hidden = F.relu(self.fc2.by_agent(F.relu(self.fc1.by_agent(rows_first(x)))))
-        mu, logvar = rows_last(self.heads.by_agent(hidden), x.shape[:-1]).chunk(2, -1)
-        return mu, 0.5 * logvar
+        return self.halves(stacked.apply(x, self.layers))
 
 
 class BeliefMean(nn.Module):
@@ -91,7 +105,7 @@ class BeliefMean(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """[..., A, k]."""
         with torch.no_grad():
-            return self.encoder(self.scaler(observation))[0]
+            return self.encoder.mean(self.scaler(observation))
 
 
 class BeliefDecoder(nn.Module):
@@ -103,10 +117,14 @@ class BeliefDecoder(nn.Module):
         self.fc1, self.fc2 = (AgentLinear(latent_dim, latent_dim, index) for _ in range(2))
         self.fc3 = AgentLinear(latent_dim, (n_agents - 1) * obs_dim, index)
 
+    @property
+    def layers(self) -> tuple[AgentLinear, ...]:
+        """From the latent to the output."""
+        return self.fc1, self.fc2, self.fc3
+
     def forward(self, z: Tensor) -> Tensor:
         """[..., A, k] -> the others' standardised observations [..., A, (A - 1) o]."""
-        hidden = F.relu(self.fc2.by_agent(F.relu(self.fc1.by_agent(rows_first(z)))))
-        return rows_last(self.fc3.by_agent(hidden), z.shape[:-1])
+        return stacked.apply(z, self.layers)
 
 
 class AMFilter(nn.Module):
@@ -119,19 +137,51 @@ class AMFilter(nn.Module):
     def __init__(self, n_agents: int, obs_dim: int, *, layers: int, low: float, high: float, spare: bool = False):
         super().__init__()
         width, index = (n_agents - 1) * obs_dim, range(n_agents)
-        self.layers, self.low, self.high = layers, low, high
+        self.low, self.high = low, high
         self.fc1 = AgentLinear(obs_dim, width, index)
         self.fc2 = AgentLinear(width, width, index) if layers == 2 or spare else None
+        self.depth = layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised observations [..., A, o] -> w [..., A, (A - 1) o]."""
-        w = self.fc1(x) if self.layers == 1 else self.fc2(F.relu(self.fc1(x)))
-        return w.sigmoid().clamp(self.low, self.high)
+        return self.squash(stacked.apply(x, self.layers), self.low, self.high)
+
+    @property
+    def layers(self) -> tuple[AgentLinear, ...]:
+        """From the observation to the gate."""
+        return (self.fc1, self.fc2)[:self.depth]
+
+    @staticmethod
+    def squash(gate: Tensor, low: float, high: float) -> Tensor:
+        """w of the last layer's output."""
+        return gate.sigmoid().clamp(low, high)
+
+    @staticmethod
+    def squash_backward(gradient: Tensor, w: Tensor, low: float, high: float) -> Tensor:
+        """The gradient of the last layer's output, from that of w."""
+        return torch.ops.aten.sigmoid_backward(torch.ops.aten.hardtanh_backward(gradient, w, low, high), w)
 
     def parameter_norm(self) -> Tensor:
         """Sum over agents and parameter tensors of the (not squared) Euclidean norm."""
-        return torch.stack([torch.linalg.vector_norm(param, dim=tuple(range(1, param.ndim))).sum()
-                            for param in self.parameters()]).sum()
+        return _Norms.apply(*self.parameters())
+
+
+class _Norms(torch.autograd.Function):
+    """Sum of the tensors' norms over all dimensions but the first; torch's own backward takes twice the time."""
+
+    @staticmethod
+    def forward(ctx, *params: Tensor) -> Tensor:
+        norms = torch.cat([torch.linalg.vector_norm(param.flatten(1), dim=1) for param in params])
+        ctx.save_for_backward(norms, *params)
+        return norms.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        norms, *params = ctx.saved_tensors
+        scale = (gradient / norms.clamp_min(1e-12)).view(len(params), -1)  # theta / |theta|, 0 at 0
+        return tuple(param * row.view(-1, *[1] * (param.ndim - 1)) for param, row in
+                     zip(params, scale.unbind(), strict=True))
 
 
 class FilteredCritic(nn.Module):

@@ -35,17 +35,23 @@ class SimHash(nn.Module):
         return (code @ self.powers).long().remainder(self.sizes).transpose(0, 1)
 
     @torch.no_grad()
-    def count(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Count every row of x [..., A, dim], or those where ``mask`` (bool [..., A]) is True; on all processes."""
+    def count(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Count every row of x [..., A, dim], or those where ``mask`` (bool [..., A]) is True; on all processes.
+
+        Returns what `forward` then gives.
+        """
         keys = self.keys(x)  # [rows, A, 6]
         one = torch.ones_like(keys)
         if mask is not None:
             one = one * mask.reshape(keys.shape[:2]).unsqueeze(-1)
         fresh = torch.zeros_like(self.tables).scatter_add_(2, keys.permute(1, 2, 0), one.permute(1, 2, 0))
         self.tables += distributed.total(fresh)
+        return self._look(keys, x)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """How often the code of x [..., A, dim] was counted: int64 [..., A]."""
-        keys = self.keys(x).permute(1, 2, 0)
-        return self.tables.gather(2, keys).amin(1).T.reshape(x.shape[:-1])
+        return self._look(self.keys(x), x)
+
+    def _look(self, keys: Tensor, x: Tensor) -> Tensor:
+        return self.tables.gather(2, keys.permute(1, 2, 0)).amin(1).T.reshape(x.shape[:-1])

@@ -33,6 +33,7 @@ from suite.specs import (
 )
 from suite.update import Update
 from tests.archives import FOLDER, Golden
+from tests.batches import make_learner
 
 torch.set_num_threads(1)
 T, K, WIDTH = 12, 8, 16
@@ -255,7 +256,7 @@ def learner(golden):
     load(returns.target.module, golden.weights("before.target_critic", CRITIC))
     # the copy that the loss takes of the central critic is the file's frozen target of the filtered one
     load(critic.module, golden.weights("before.target_critic_w", CRITIC))
-    filtered, = loss.estimators(make_returns, new_critic, critic)
+    filtered, = loss.estimators(make_learner(make_returns, new_critic, critic))
     load(critic.module, golden.weights("before.critic", CRITIC))
     load(loss.filtered.module.critic, golden.weights("before.critic_w", CRITIC))
     load(loss.am_filter, golden.stacked("before.filter{}", FILTER, n))

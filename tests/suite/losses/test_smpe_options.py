@@ -12,7 +12,7 @@ from suite.losses import Returns, SMPELoss
 from suite.losses.smpe import PRESETS
 from suite.modules import make_critic
 from suite.specs import ALIVE, OBSERVATION
-from tests.batches import compose_smpe, iterate_smpe, make_batch, make_specs
+from tests.batches import compose_smpe, iterate_smpe, make_batch, make_learner, make_specs
 
 torch.set_num_threads(1)
 HORIZON = 6
@@ -148,7 +148,7 @@ def test_the_central_target_needs_a_central_critic_of_all_observations(centraliz
     critic = new_critic(specs, {}, centralized=centralized, recurrent_dim=recurrent)
     make_returns = partial(Returns, kind="gae", gamma=0.9, lmbda=0.9, n=1, target_tau=None)
     with pytest.raises(ValueError, match=r"'central' needs a feed-forward central critic of all observations .*=own"):
-        loss.estimators(make_returns, new_critic, critic)
+        loss.estimators(make_learner(make_returns, new_critic, critic))
 
 
 # ---------------------------------------------------------------------- clocks
@@ -163,7 +163,7 @@ def rows_trained(envs, steps, batches, **options):
         batch = frames(envs, steps)
         loss.receive(batch)
         encode.data.owner.extend(batch)
-        sizes = [len(minibatch) for minibatch in encode.data(batch, encode.keys)]
+        sizes = [minibatch.shape[1] for minibatch in encode.data(batch, encode.keys)]
         assert len(sizes) in (0, 3) and len(set(sizes)) <= 1
         rows += sum(sizes)
         when += [k] if sizes else []
