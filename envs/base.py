@@ -24,6 +24,9 @@ ACTION = (GROUP, "action")
 ACTION_MASK = (GROUP, "action_mask")
 REWARD = (GROUP, "reward")
 HIDDEN_VARIABLES = (GROUP, "hidden")  # float32 [N, A, D], for teachers and probes only; written if asked for
+VISIBLE = (GROUP, "visible")  # float32 [N, A, A - 1], 1 for each other agent that is seen now; written if asked for
+CONTROLLED = (GROUP, "controlled")  # bool [N, A], False where the environment overrides the action; optional
+SCRIPTED_ACTION = (GROUP, "scripted_action")  # like an action, what it will do instead there; with CONTROLLED only
 DONE_KEYS = ("done", "terminated", "truncated")
 
 Tensors = dict[NestedKey, Tensor]
@@ -42,10 +45,15 @@ class BatchedEnv(EnvBase):
     Attributes:
         agent_types: tuple of A integers. ``group_map``: {"agents": [names]}. ``reward_is_shared``: all agents get
         the same number. ``cheap_reset``: a reset costs about as much as a test for "any done", so a collector on a
-        GPU may reset with an all-False mask instead of synchronising.
+        GPU may reset with an all-False mask instead of synchronising. ``obs_dims``, ``action_dims``: sizes of each
+        agent without padding (choices if discrete), None if all have the full size. ``hidden_parts``: what
+        ("agents", "hidden") is made of, as tuples (name, width, whether it is a one-hot); empty if there is none.
     """
 
     cheap_reset = False
+    obs_dims: Sequence[int] | None = None
+    action_dims: Sequence[int] | None = None
+    hidden_parts: tuple[tuple[str, int, bool], ...] = ()
 
     def __init__(self, *, num_envs: int, agent_names: Sequence[str], agent_types: Sequence[int], max_steps: int | None,
                  seed: int, device: torch.device | str, truncate: bool = True):
@@ -203,3 +211,9 @@ def check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_others(task: str, n_agents: int) -> None:
+    """Raise ValueError for the question whom a single agent sees, or what others hide from it."""
+    if n_agents < 2:
+        raise ValueError(f"{task} has a single agent: with_visible and with_hidden are about the others")

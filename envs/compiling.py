@@ -23,7 +23,13 @@ def one_graph(function: Callable[..., Any], backend: str | None, *example: Any) 
     """``function`` compiled as one graph, now, so that a failure shows here and not later; itself without a backend."""
     if backend is None:
         return function
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+
+    def graph(*inputs: Any) -> Any:
+        return function(*inputs)
+
+    # torch.compile refuses a ninth graph of one code object: each environment of a process needs its own
+    graph.__code__ = graph.__code__.replace()
+    compiled = torch.compile(graph, backend=backend, fullgraph=True, dynamic=False)
     with torch.no_grad():
         compiled(*example)
     return compiled

@@ -27,12 +27,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import NestedKey
 from torch import Tensor
+from torchrl.data import Unbounded
 
 from envs import suggestion
-from envs.base import ACTION, ACTION_MASK, OBSERVATION, BatchedEnv, Tensors, check_sizes, discrete
+from envs.base import (
+    ACTION,
+    ACTION_MASK,
+    HIDDEN_VARIABLES,
+    OBSERVATION,
+    VISIBLE,
+    BatchedEnv,
+    Tensors,
+    check_others,
+    check_sizes,
+    discrete,
+)
 from envs.compiling import backend_of, one_graph
-from envs.foraging_rules import LOAD, Board, Rules, advance, legal_actions, observe, start
+from envs.foraging_rules import (
+    LOAD,
+    Board,
+    Rules,
+    advance,
+    hidden,
+    hidden_parts,
+    legal_actions,
+    observe,
+    start,
+    visible,
+)
 from envs.grid_rendering import LIGHT, GridCanvas, agent_color, spread
 from envs.rendering import shaded
 
@@ -46,19 +70,27 @@ KNOWN = ["2s-9x9-3p-2f-coop", "4s-11x11-3p-2f-coop", "2s-11x11-3p-2f-coop", "2s-
 
 # ---------------------------------------------------------------------- a step, with the boards first
 
-def look(rules: Rules, masks: bool, board: Board) -> Tensors:
-    """What the agents are told: observation [N, n, O], and the mask of legal actions bool [N, n, 6] if wanted."""
+def look(rules: Rules, extras: Sequence[NestedKey], board: Board) -> Tensors:
+    """What the agents are told: observation [N, n, O], and what else is wanted by its key.
+
+    ``extras``: the mask of legal actions bool [N, n, 6], who is visible, hidden variables.
+    """
     out: Tensors = {OBSERVATION: observe(rules, board)}
-    if masks:
+    if VISIBLE in extras:
+        out[VISIBLE] = visible(rules, board)
+    if HIDDEN_VARIABLES in extras:
+        out[HIDDEN_VARIABLES] = hidden(rules, board)
+    if ACTION_MASK in extras:
         legal = legal_actions(rules, board).transpose(0, 1).flatten(0, 1).view(torch.int8)  # compiled bytes are faster
         out[ACTION_MASK] = legal.t().contiguous().view(torch.bool).view(-1, rules.players, LOAD + 1)
     return out
 
 
-def play(rules: Rules, masks: bool, board: Board, action: Tensor) -> tuple[Board, Tensor, Tensor, Tensors]:
+def play(rules: Rules, extras: Sequence[NestedKey], board: Board,
+         action: Tensor) -> tuple[Board, Tensor, Tensor, Tensors]:
     """One step with ``action`` int64 [N, n]: board, reward float32 [N, n], no food left, and what is seen then."""
     board, reward, empty = advance(rules, board, torch.stack(action.unbind(1)))
-    return board, reward.t().contiguous(), empty, look(rules, masks, board)
+    return board, reward.t().contiguous(), empty, look(rules, extras, board)
 
 
 # ---------------------------------------------------------------------- the environment
@@ -75,21 +107,26 @@ class Foraging(BatchedEnv):
     """
 
     def __init__(self, rules: Rules, *, num_envs: int, seed: int, device: torch.device | str, max_steps: int | None,
-                 truncate: bool = True, action_masks: bool = True, backend: str | None = None):
+                 truncate: bool = True, action_masks: bool = True, with_visible: bool = False,
+                 with_hidden: bool = False, backend: str | None = None):
         names = [f"agent_{i}" for i in range(rules.players)]
         super().__init__(num_envs=num_envs, agent_names=names, agent_types=[0] * rules.players, max_steps=max_steps,
                          seed=seed, device=device, truncate=truncate)
         self.rules, self.action_masks, self.reward_is_shared = rules, action_masks, rules.players == 1
         self.cheap_reset = self.device.type != "cpu"
         self.generator = torch.Generator(self.device)
+        self.hidden_parts = hidden_parts(rules) if with_hidden else ()
+        wide = {VISIBLE: with_visible * (rules.players - 1), HIDDEN_VARIABLES: sum(x[1] for x in self.hidden_parts)}
+        more = {key: Unbounded((rules.players, width)) for key, width in wide.items() if width}
+        extras = [*more, *([ACTION_MASK] if action_masks else [])]
         self._set_specs(observation_dim=rules.observation_dim, action=discrete(LOAD + 1, rules.players),
-                        action_mask=LOAD + 1 if action_masks else None)
+                        action_mask=LOAD + 1 if action_masks else None, observations=more)
         self._set_seed(seed)
         self.board = start(rules, num_envs, self.generator)
         self._seen: Tensors | None = None  # what the last step showed, computed along the way
-        self._play = one_graph(partial(play, rules, action_masks), backend, self.board,
+        self._play = one_graph(partial(play, rules, extras), backend, self.board,
                                torch.zeros(num_envs, rules.players, dtype=torch.int64, device=self.device))
-        self._look = one_graph(partial(look, rules, action_masks), backend, self.board)
+        self._look = one_graph(partial(look, rules, extras), backend, self.board)
 
     def _restart(self, mask: Tensor | None) -> None:
         self._seen = None
@@ -168,20 +205,23 @@ OPTIONS = ["sight", "force_coop", "min_player_level", "max_player_level", "min_f
 
 
 def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
-                  truncate: bool = True, action_masks: bool = True, compile: bool | str = False,
-                  **options: Any) -> Foraging:
+                  truncate: bool = True, action_masks: bool = True, with_visible: bool = False,
+                  with_hidden: bool = False, compile: bool | str = False, **options: Any) -> Foraging:
     """N boards of the task ``name``, for example ``2s-9x9-3p-2f-coop`` (see the module's docstring).
 
     Args:
         max_steps: None takes 50. ``truncate``: see `BatchedEnv`. ``action_masks``: False does not tell the agents
             which actions count as none, as in the published runs.
+        with_visible: write ("agents", "visible") [N, n, n - 1], 1 for each other agent in sight, in ascending order.
+        with_hidden: write ("agents", "hidden") [N, n, D], for teachers and probes only (`foraging_rules.hidden_parts`).
         compile: True compiles the step as one graph, a word names the backend of ``torch.compile``; what cannot be
             compiled raises, at once.
         options: of `Rules`, in place of what the name says; levels are an integer, or one per agent or food, which
             are given out by chance.
 
     Raises:
-        ValueError: unknown name or option, or settings that cannot be played.
+        ValueError: unknown name or option, settings that cannot be played, or what is hidden or visible where nothing
+            and nobody is.
     """
     found = FORM.fullmatch(name)
     prefix, sight, *sizes, coop, version = found.groups() if found else (None,) * 8
@@ -204,8 +244,14 @@ def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed:
         given[key] = _levels(key, given[key], count)
     given["sight"] = min(given["sight"], max(rows, cols))  # more shows no more
     rules = Rules(rows=rows, cols=cols, players=players, foods=foods, **given)
+    if with_visible:
+        check_others(f"foraging/{name}", players)
+    if with_hidden and not hidden_parts(rules):
+        raise ValueError(f"foraging/{name} has no hidden variables: with sight {rules.sight} agents see the whole "
+                         "board; with_hidden is for a shorter sight, or for observe_agent_levels=False")
     return Foraging(rules, num_envs=num_envs, seed=seed, device=device, max_steps=max_steps or HORIZON,
-                    truncate=truncate, action_masks=action_masks, backend=backend_of(compile))
+                    truncate=truncate, action_masks=action_masks, with_visible=with_visible, with_hidden=with_hidden,
+                    backend=backend_of(compile))
 
 
 def _levels(name: str, value: int | Sequence[int] | None, count: int) -> tuple[int, ...] | None:

@@ -214,10 +214,7 @@ def observe(rules: Rules, board: Board) -> Tensor:
     agents = _packed(board.row, board.col, board.level, 1)
     entries = [*_forward(food.unbind(1)), agents - corner]  # each [n, N]
     if n > 1:
-        facts = torch.stack([board.row, board.col, agents], 1)
-        # every pair but those of an agent with itself, which are the first and every n + 1st one on
-        pairs = facts.expand(n, *facts.shape).flatten(0, 1)[1:].view(n - 1, n + 1, 3, -1)[:, :-1]
-        row, col, packed = pairs.reshape(n, n - 1, 3, -1).unbind(2)
+        row, col, packed = _others(board.row, board.col, agents)
         seen = _in_sight(row, col, (top + sight).unsqueeze(1), (left + sight).unsqueeze(1), sight)
         entries += _forward(((packed - corner.unsqueeze(1)) * seen).unbind(1))
     entry = torch.stack(entries, 1)  # [n, F + n, N]
@@ -229,6 +226,64 @@ def observe(rules: Rules, board: Board) -> Tensor:
                      for part, kinds in ((slice(rules.foods), 3), (slice(rules.foods, None), 2)))
         seen = torch.cat([food, own], 1).flatten(0, 1)
     return seen.t().contiguous().view(-1, n, rules.observation_dim)  # two dimensions of floats are turned fast
+
+
+def visible(rules: Rules, board: Board) -> Tensor:
+    """Which other agents each one sees, in ascending order: float32 [N, n, n - 1], 1 for those that `observe` shows."""
+    sight = rules.sight
+    top, left = (board.row - sight).clamp_(min=0), (board.col - sight).clamp_(min=0)
+    row, col = _others(board.row, board.col)
+    return _boards_first(_in_sight(row, col, (top + sight).unsqueeze(1), (left + sight).unsqueeze(1), sight))
+
+
+def hidden_parts(rules: Rules) -> tuple[tuple[str, int, bool], ...]:
+    """What `hidden` is made of: name, width, whether it is a one-hot; empty where the observation tells everything.
+
+    ``others``: row and column of each other agent, in ascending order, relative to the own ones (the observation has
+    those in sight alone, and does not say whose). ``levels``: theirs. ``foods``: relative row and column, and level,
+    of the food out of sight; zeros for food that is seen or gone. Positions are in units of the board's longer side,
+    levels in units of the highest.
+    """
+    others, limited = rules.players - 1, rules.sight < max(rules.rows, rules.cols) - 1
+    differ = len({*rules.min_player_level, *rules.max_player_level}) > 1
+    parts = [("others", 2 * others, False)] if limited else []
+    if differ and (limited or not rules.observe_agent_levels):
+        parts.append(("levels", others, False))
+    if limited:
+        parts.append(("foods", 3 * rules.foods, False))
+    return tuple(part for part in parts if part[1])
+
+
+def hidden(rules: Rules, board: Board) -> Tensor:
+    """What decides the game and an agent is not told, float32 [N, n, D]; see `hidden_parts`."""
+    side, parts = max(rules.rows, rules.cols), []
+    at_row, at_col = board.row.unsqueeze(1), board.col.unsqueeze(1)
+    for name, *_ in hidden_parts(rules):
+        if name == "others":
+            row, col = _others(board.row, board.col)
+            parts.append(torch.stack([row - at_row, col - at_col], 2) / side)
+        elif name == "levels":
+            parts.append(_others(board.level)[0].unsqueeze(2) / max(rules.max_player_level))
+        else:
+            seen = _in_sight(board.food_row, board.food_col, at_row, at_col, rules.sight)  # [n, F, N]
+            unseen = _differs(board.food_level, 0) * (1 - seen)
+            highest = max(rules.max_food_level or [sum(sorted(rules.max_player_level)[-3:])])
+            food = (board.food_row - at_row) / side, (board.food_col - at_col) / side, board.food_level / highest
+            parts.append(torch.stack([value * unseen for value in food], 2))
+    return _boards_first(torch.cat([part.flatten(1, 2) for part in parts], 1))
+
+
+def _others(*values: Tensor) -> tuple[Tensor, ...]:
+    """Numbers of agents [n, N] as [n, n - 1, N]: those of each agent's others, in ascending order."""
+    facts, n = torch.stack(values, 1), len(values[0])
+    # every pair but those of an agent with itself, which are the first and every n + 1st one on
+    pairs = facts.expand(n, *facts.shape).flatten(0, 1)[1:].view(n - 1, n + 1, len(values), -1)[:, :-1]
+    return pairs.reshape(n, n - 1, len(values), -1).unbind(2)
+
+
+def _boards_first(values: Tensor) -> Tensor:
+    """[n, D, N] to float32 [N, n, D]."""
+    return values.permute(2, 0, 1).float().contiguous()
 
 
 def _packed(row: Tensor, col: Tensor, level: Tensor | int, base: int = 0) -> Tensor:

@@ -207,6 +207,7 @@ class ReplayEnv(BatchedEnv):
         super().__init__(num_envs=num_envs, agent_names=list(row.agents), agent_types=row.roles, max_steps=max_steps,
                          seed=seed, device=device, truncate=truncate)
         self.reward_is_shared = self.n_agents == 1
+        self.obs_dims, self.action_dims = zip(*((x.obs_dim, x.action_dim) for x in row.agents.values()), strict=True)
         self._make_row, self._metadata, self._viewer = make_row, row.metadata, None
         self._action = row.action_space["action"]
         self._declare(row.observation_space.spaces)
@@ -215,8 +216,7 @@ class ReplayEnv(BatchedEnv):
         vector = AsyncVectorEnv if parallel else SyncVectorEnv
         self.vector = vector([partial(make_row, None)] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
         self.episode_seeds, self.taken = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
-        shape = (num_envs, max_steps or FIRST_CAPACITY, *self._action.shape)
-        self.recorded = np.zeros(shape, self._action.dtype)
+        self.recorded = np.zeros((num_envs, max_steps or FIRST_CAPACITY, *self._action.shape), self._action.dtype)
         self._begin(np.ones(num_envs, bool))  # the vector class can restart single rows only after all have begun
 
     def _declare(self, entries: dict[str, spaces.Space]) -> None:

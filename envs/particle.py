@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchrl.data import Unbounded
 
 from envs import suggestion
-from envs.base import ACTION, OBSERVATION, BatchedEnv, Tensors, check_sizes
+from envs.base import ACTION, HIDDEN_VARIABLES, OBSERVATION, BatchedEnv, Tensors, check_sizes
 from envs.compiling import backend_of, one_graph
 from envs.particle_drawing import draw_particles
 from envs.particle_tasks import (
@@ -46,7 +47,8 @@ class ParticleWorld(BatchedEnv):
     """
 
     def __init__(self, task: ParticleTask, name: str, *, num_envs: int, seed: int, device: torch.device,
-                 max_steps: int | None, truncate: bool, continuous_actions: bool, backend: str | None):
+                 max_steps: int | None, truncate: bool, continuous_actions: bool, with_hidden: bool,
+                 backend: str | None):
         super().__init__(num_envs=num_envs, agent_names=[f"agent_{k}" for k in range(task.n_agents)],
                          agent_types=[0] * task.n_agents, max_steps=max_steps, seed=seed, device=device,
                          truncate=truncate)
@@ -54,7 +56,10 @@ class ParticleWorld(BatchedEnv):
         self.reward_is_shared = task.reward_is_shared
         # on a GPU a reset by mask costs less than waiting for the answer whether there is anything to reset
         self.cheap_reset = self.device.type != "cpu"
-        self._set_specs(observation_dim=task.n_observed, action=task.actions.spec(task.n_agents))
+        self.hidden_parts = task.hidden_parts if with_hidden else ()
+        width = sum(size for _, size, _ in self.hidden_parts)
+        more = {HIDDEN_VARIABLES: Unbounded((task.n_agents, width))} if with_hidden else {}
+        self._set_specs(observation_dim=task.n_observed, action=task.actions.spec(task.n_agents), observations=more)
         self.random = torch.Generator(self.device).manual_seed(seed)
         self._seen: Tensor | None = None  # observation that the last step computed along the way
         self._restart(None)
@@ -89,7 +94,8 @@ class ParticleWorld(BatchedEnv):
 
     def _observe(self) -> Tensors:
         seen, self._seen = self._seen, None
-        return {OBSERVATION: self._observe_task(self.places, self.velocity) if seen is None else seen}
+        out = {OBSERVATION: self._observe_task(self.places, self.velocity) if seen is None else seen}
+        return out | {HIDDEN_VARIABLES: self.task.hidden(self.places)} if self.hidden_parts else out
 
     def _capture(self) -> dict[str, Any]:
         return {"task": self.name, "places": self.places.clone(), "velocity": self.velocity.clone(),
@@ -129,7 +135,7 @@ class ParticleWorld(BatchedEnv):
 
 def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
                   dialect: str | None = None, continuous_actions: bool | None = None, truncate: bool = True,
-                  compile: bool | str = False, **options: Any) -> ParticleWorld:
+                  with_hidden: bool = False, compile: bool | str = False, **options: Any) -> ParticleWorld:
     """N copies of ``spread-A``, ``navigation-A``, ``doublespread-A`` or ``climbing_spread``, for A agents.
 
     Args:
@@ -140,6 +146,8 @@ def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed:
         continuous_actions: None takes the dialect's: True for vmas; False for mpe2, which has both, and for smpe, which
             has discrete actions only.
         truncate: see `BatchedEnv`; the published runs of the smpe dialect used False.
+        with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only: positions of the others' goals
+            in navigation; other tasks have none.
         compile: True compiles the step as one graph, a word names the backend of ``torch.compile``; what cannot be
             compiled raises, at once.
         options: of the task (`Mpe2Spread`, `VmasSpread`, `Navigation`).
@@ -171,9 +179,12 @@ def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed:
                          f"it has {list(cls.offers)}")
     device = torch.device(device)
     task = cls(n_agents, device, is_continuous, **options)
+    if with_hidden and not task.hidden_parts:
+        raise ValueError(f"particle/{name} has no hidden variables with these options; with_hidden is for navigation "
+                         "with others, without observe_all_goals")
     return ParticleWorld(task, f"{base}-{n_agents} {dialect}", num_envs=num_envs, seed=seed, device=device,
                          max_steps=max_steps or cls.horizon, truncate=truncate, continuous_actions=is_continuous,
-                         backend=backend_of(compile))
+                         with_hidden=with_hidden, backend=backend_of(compile))
 
 
 def available() -> list[str]:

@@ -63,9 +63,11 @@ class ParticleTask(ABC):
     Attributes:
         n_landmarks: number of landmarks. ``n_observed``: length of an observation. ``reward_is_shared``: all agents
         get the same number. ``radius``: of agents. ``agent_counts``: numbers of agents allowed, None for any.
-        ``offers``: kinds of actions (True for continuous), the default first.
+        ``offers``: kinds of actions (True for continuous), the default first. ``hidden_parts``: name, width and
+        whether it is a one-hot for each part of `hidden`; empty where observations tell everything.
     """
 
+    hidden_parts: tuple[tuple[str, int, bool], ...] = ()
     horizon = 25
     default_agents = 3
     agent_counts: tuple[int, ...] | None = None
@@ -108,6 +110,10 @@ class ParticleTask(ABC):
     def observe(self, places: Tensor, velocity: Tensor) -> Tensor:
         """Observation [N, A, O]."""
         return batch_first(self.rows(places, velocity, self._offsets(places)))
+
+    def hidden(self, places: Tensor) -> Tensor:
+        """What decides the game and an agent is not told, [N, A, D], for tasks with `hidden_parts`."""
+        raise NotImplementedError
 
     def _offsets(self, places: Tensor) -> Tensor:
         seen = places.index_select(0, self._index).view(*self.seen.shape, *places.shape[1:])
@@ -321,6 +327,13 @@ class Navigation(ParticleTask):
         world = World(n_agents, device, reach=2 * agent_radius if collisions else None, substeps=2, bounds=bounds)
         super().__init__(n_agents, n_agents, device, actions=_vmas_actions(is_continuous, device), world=world,
                          shared=shared_rew and not collisions)
+        if n_agents > 1 and not observe_all_goals:
+            self.hidden_parts = (("others_goals", 2 * (n_agents - 1), False),)
+
+    def hidden(self, places: Tensor) -> Tensor:
+        """Positions of the others' goals, in ascending order, as for VMAS."""
+        goals = places[self.n_agents:].index_select(0, self._index)
+        return batch_first(goals.view(self.n_agents, -1, places.shape[-1]))
 
     def _seen(self, landmarks: Tensor, others: Tensor) -> Tensor:
         return others

@@ -20,7 +20,9 @@ those of stock VMAS to the last bit, with these differences and peculiarities:
   They draw random numbers for the whole batch, as road_traffic does: there the rows that are not reset keep their
   state, but not the same future random numbers. road_traffic also records history whenever it is observed.
   Observation noise is drawn anew when other rows are reset.
-- ``hidden_leader`` is a scenario of the project's own (`envs.vmas_hidden_leader`).
+- ``hidden_leader`` is a scenario of the project's own (`envs.vmas_hidden_leader`). Where it moves agents itself,
+  ("agents", "controlled") bool [N, A] is False for those whose action it will override in the coming step, and
+  ("agents", "scripted_action") is what these will do, or the choice that comes nearest to it.
 - A scenario without an end of its own never terminates: only ``max_steps`` ends its episodes.
 """
 
@@ -37,7 +39,7 @@ import numpy as np
 import torch
 import vmas
 from torch import Tensor
-from torchrl.data import TensorSpec, Unbounded
+from torchrl.data import Binary, TensorSpec, Unbounded
 from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
@@ -45,9 +47,11 @@ from envs import suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
+    CONTROLLED,
     GROUP,
     HIDDEN_VARIABLES,
     OBSERVATION,
+    SCRIPTED_ACTION,
     BatchedEnv,
     Tensors,
     continuous,
@@ -80,10 +84,8 @@ class VmasBatch(BatchedEnv):
     and 1), discrete ones to the largest number of choices, with a mask. Made by `make_vmas`.
 
     Attributes:
-        scenario: the VMAS scenario. ``obs_dims``, ``action_dims``: sizes of each agent without padding (choices if
-        discrete). ``continuous_actions``: False for one flattened choice per agent. ``with_info``: asked for, and
-        the scenario has any. ``hidden_parts``: what ("agents", "hidden") is made of, as tuples (name, width, whether
-        it is a one-hot); empty if it was not asked for.
+        scenario: the VMAS scenario. ``continuous_actions``: False for one flattened choice per agent. ``with_info``:
+        asked for, and the scenario has any.
     """
 
     def __init__(self, scenario: BaseScenario, name: str, *, options: dict[str, Any], num_envs: int, seed: int,
@@ -116,6 +118,10 @@ class VmasBatch(BatchedEnv):
         if with_hidden:
             width = sum(size for _, size, _ in self.hidden_parts)
             infos = infos | {HIDDEN_VARIABLES: Unbounded((self.n_agents, width))}
+        self._scripts = getattr(scenario, "scripts_agents", False)
+        if self._scripts:
+            infos = infos | {CONTROLLED: Binary(self.n_agents, shape=(self.n_agents,), dtype=torch.bool),
+                             SCRIPTED_ACTION: actions.spec()}
         self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
                         action_mask=None if self._mask is None else max(actions.dims))
         self.random.seed(seed)
@@ -157,9 +163,19 @@ class VmasBatch(BatchedEnv):
                 out |= self._infos()
             if self._hidden is not None:
                 out[HIDDEN_VARIABLES] = torch.stack([self._hidden(agent) for agent in self._policy_agents], 1).float()
+            if self._scripts:
+                out |= self._script()
         if self._mask is not None:
             out[ACTION_MASK] = self._mask.expand(self.num_envs, -1, -1).clone()
         return out
+
+    def _script(self) -> Tensors:
+        """Who acts as the policy says, and what the others will do instead (zeros for those who do not)."""
+        controlled = torch.stack([self.scenario.controlled(agent) for agent in self._policy_agents], 1)
+        forces = torch.stack([self.scenario.script(agent) for agent in self._policy_agents], 1)
+        action = self.actions.read(forces)
+        return {CONTROLLED: controlled,
+                SCRIPTED_ACTION: action.masked_fill(controlled.view(*controlled.shape, *[1] * (action.ndim - 2)), 0)}
 
     def _infos(self) -> dict[tuple[str, ...], Tensor]:
         """What the scenario tells about each agent, float32 [N, A, ...]; zeros where it tells nothing."""
@@ -290,6 +306,13 @@ class ActionWriter:
             if c:
                 message = value[:, p:p + c]
                 agent.action.c = message + torch.randn_like(message) * agent.c_noise if agent.c_noise else message
+
+    def read(self, forces: Tensor) -> Tensor:
+        """The actions that come nearest to ``forces`` [N, A, width]: what `write` takes."""
+        if self.is_continuous:
+            return torch.minimum(torch.maximum(forces / self.scale, self.low), self.high)
+        away = torch.linalg.vector_norm(forces.unsqueeze(2) - self.table, dim=-1)  # [N, A, choices]
+        return away.argmin(-1)
 
 
 # ---------------------------------------------------------------------- the family

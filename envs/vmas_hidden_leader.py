@@ -10,9 +10,11 @@ landmarks and of the other agents relative to the own one; 1 for the leader and 
 for all but the leader. Hidden variables, the same for all agents: leader and goal as one-hot (7 numbers).
 
 With ``partner_types`` the leader is not the policy's: in each environment it follows one of `PARTNERS`, drawn at every
-reset (and a third hidden variable), whatever action the policy gives for that agent. The followers meet partners that
-differ from episode to episode, after the protocol of Papoudakis, Christianos, Albrecht (2021), "Agent Modelling under
-Partial Observability for Deep Reinforcement Learning", arXiv 2006.09447.
+reset (and a third hidden variable), whatever action the policy gives for that agent; ("agents", "controlled") is False
+for it, and ("agents", "scripted_action") is what it will do. Both tell who leads: they are for losses and for setting
+the record right, not for actors. The followers meet partners that differ from episode to episode, after the protocol
+of Papoudakis, Christianos, Albrecht (2021), "Agent Modelling under Partial Observability for Deep Reinforcement
+Learning", arXiv 2006.09447.
 """
 
 from __future__ import annotations
@@ -145,6 +147,15 @@ class HiddenLeader(BaseScenario):
         return (*parts, ("partner", len(PARTNERS), True)) if self.types else parts
 
     # ------------------------------------------------------------------ the scripted leader
+
+    @property
+    def scripts_agents(self) -> bool:
+        """Whether there are agents whose action is not the policy's."""
+        return bool(self.types)
+
+    def controlled(self, agent: Agent) -> Tensor:
+        """Whether the policy's action for this agent is carried out: bool [N], False where it is a scripted leader."""
+        return ~self._leads(agent) if self.types else torch.ones_like(self.leader, dtype=torch.bool)
 
     def process_action(self, agent: Agent) -> None:
         """Where a scripted leader is this agent, its force replaces the one of the policy."""

@@ -23,16 +23,28 @@ Papoudakis et al. (2021), arXiv 2006.07869; the rules in detail as measured on t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import NestedKey
 from torch import Tensor
+from torchrl.data import Unbounded
 
 from envs import suggestion
-from envs.base import ACTION, OBSERVATION, BatchedEnv, Tensors, check_sizes, discrete
+from envs.base import (
+    ACTION,
+    HIDDEN_VARIABLES,
+    OBSERVATION,
+    VISIBLE,
+    BatchedEnv,
+    Tensors,
+    check_others,
+    check_sizes,
+    discrete,
+)
 from envs.compiling import backend_of, one_graph
 from envs.grid_rendering import DARK, LIGHT, GridCanvas, agent_color
 from envs.rendering import shaded
@@ -46,9 +58,12 @@ from envs.warehouse_rules import (
     Tables,
     advance,
     draw_requests,
+    hidden,
+    hidden_parts,
     make_tables,
     observe,
     start,
+    visible,
 )
 
 HORIZON = 500
@@ -61,11 +76,17 @@ OPTIONS = ["sensor_range", "reward_type", "request_queue_size", "max_inactivity"
            "column_height", "layout", "normalize_coordinates", "conflicts"]
 
 
-def play(rules: Rules, tables: Tables, resolve: Callable[[Tensor, Tensor], Tensor], floor: Floor, action: Tensor,
-         draws: Tensor) -> tuple[Floor, Tensor, Tensor]:
-    """One step: the next floors, the reward [N, A], and what is seen then; see `advance` and `observe`."""
+def look(rules: Rules, tables: Tables, extras: Sequence[NestedKey], floor: Floor) -> Tensors:
+    """What the robots are told: see `observe`; and of who is visible and hidden variables what ``extras`` names."""
+    shown = {OBSERVATION: observe, VISIBLE: visible, HIDDEN_VARIABLES: hidden}
+    return {key: shown[key](rules, tables, floor) for key in (OBSERVATION, *extras)}
+
+
+def play(rules: Rules, tables: Tables, extras: Sequence[NestedKey], resolve: Callable[[Tensor, Tensor], Tensor],
+         floor: Floor, action: Tensor, draws: Tensor) -> tuple[Floor, Tensor, Tensors]:
+    """One step: the next floors, the reward [N, A], and what is seen then; see `advance` and `look`."""
     floor, reward = advance(rules, tables, floor, action, draws, resolve)
-    return floor, reward, observe(rules, tables, floor)
+    return floor, reward, look(rules, tables, extras, floor)
 
 
 class Warehouse(BatchedEnv):
@@ -79,7 +100,8 @@ class Warehouse(BatchedEnv):
     """
 
     def __init__(self, rules: Rules, *, num_envs: int, seed: int, device: torch.device | str, max_steps: int | None,
-                 truncate: bool = True, backend: str | None = None):
+                 truncate: bool = True, with_visible: bool = False, with_hidden: bool = False,
+                 backend: str | None = None):
         names = [f"agent_{k}" for k in range(rules.n_agents)]
         super().__init__(num_envs=num_envs, agent_names=names, agent_types=[0] * rules.n_agents, max_steps=max_steps,
                          seed=seed, device=device, truncate=truncate)
@@ -98,14 +120,18 @@ class Warehouse(BatchedEnv):
             places = [(k % columns - rules.sensor_range, k // columns - rules.sensor_range)
                       for k in range(len(self.tables.shelves))]
             resolve = partial(who_moves_exact, places=places)
-        self._set_specs(observation_dim=rules.observation_dim, action=discrete(TOGGLE + 1, rules.n_agents))
+        self.hidden_parts = hidden_parts(rules) if with_hidden else ()
+        wide = {VISIBLE: with_visible * (rules.n_agents - 1), HIDDEN_VARIABLES: sum(x[1] for x in self.hidden_parts)}
+        more = {key: Unbounded((rules.n_agents, width)) for key, width in wide.items() if width}
+        self._set_specs(observation_dim=rules.observation_dim, action=discrete(TOGGLE + 1, rules.n_agents),
+                        observations=more)
         self._set_seed(seed)
         self.floor = start(rules, self.tables, num_envs, self.generator)
-        self._seen: Tensor | None = None  # observation that the last step computed along the way
+        self._seen: Tensors | None = None  # what the last step showed, computed along the way
         still = torch.zeros(num_envs, rules.n_agents, dtype=torch.int64, device=self.device)
         draws = torch.full((num_envs, len(self.tables.goals)), rules.requests, device=self.device)
-        self._play = one_graph(partial(play, rules, self.tables, resolve), backend, self.floor, still, draws)
-        self._look = one_graph(partial(observe, rules, self.tables), backend, self.floor)
+        self._play = one_graph(partial(play, rules, self.tables, [*more], resolve), backend, self.floor, still, draws)
+        self._look = one_graph(partial(look, rules, self.tables, [*more]), backend, self.floor)
 
     def _restart(self, mask: Tensor | None) -> None:
         self._seen = None
@@ -133,7 +159,7 @@ class Warehouse(BatchedEnv):
 
     def _observe(self) -> Tensors:
         seen, self._seen = self._seen, None
-        return {OBSERVATION: self._look(self.floor) if seen is None else seen}
+        return self._look(self.floor) if seen is None else seen
 
     def _capture(self) -> dict[str, Any]:
         return {"floor": {name: value.clone() for name, value in self.floor._asdict().items()},
@@ -206,11 +232,14 @@ def draw_floor(rules: Rules, tables: Tables, floor: dict[str, Any], size: tuple[
 # ---------------------------------------------------------------------- the family
 
 def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
-                   truncate: bool = True, compile: bool | str = False, **options: Any) -> Warehouse:
+                   truncate: bool = True, with_visible: bool = False, with_hidden: bool = False,
+                   compile: bool | str = False, **options: Any) -> Warehouse:
     """N warehouses of the task ``name``, for example ``tiny-2ag-hard`` (see the module's docstring).
 
     Args:
         max_steps: None takes 500. ``truncate``: see `BatchedEnv`.
+        with_visible: write ("agents", "visible") [N, A, A - 1], 1 for each other robot in sight, in ascending order.
+        with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only (`hidden_parts`).
         compile: True compiles the step as one graph, a word names the backend of ``torch.compile``; what cannot be
             compiled raises, at once.
         options: ``sensor_range``, ``reward_type``, ``max_inactivity``, ``normalize_coordinates``, ``conflicts`` as in
@@ -237,8 +266,11 @@ def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed
     given |= {"requests" if key == "request_queue_size" else key: value for key, value in options.items()}
     plan = {key: given.pop(key) for key in ("shelf_rows", "shelf_columns", "column_height", "layout") if key in given}
     rules = Rules(layout=_layout(size, **plan), n_agents=n_agents, **given)
+    if with_visible or with_hidden:
+        check_others(f"warehouse/{name}", n_agents)
     return Warehouse(rules, num_envs=num_envs, seed=seed, device=device, max_steps=max_steps or HORIZON,
-                     truncate=truncate, backend=backend_of(compile))
+                     truncate=truncate, with_visible=with_visible, with_hidden=with_hidden,
+                     backend=backend_of(compile))
 
 
 def _layout(size: str, layout: str | None = None, **sizes: int) -> Layout:

@@ -229,6 +229,45 @@ def observe(rules: Rules, tables: Tables, floor: Floor) -> Tensor:
     return torch.cat([own, _look_up(tables.seen, code.int()).view(rows, n, -1)], -1)
 
 
+def visible(rules: Rules, tables: Tables, floor: Floor) -> Tensor:
+    """Which other robots stand on cells in sight, in ascending order: float32 [N, A, A - 1]."""
+    offset = _to_others(rules, floor)
+    return (offset.abs().amax(-1) <= rules.sensor_range).float()
+
+
+def hidden_parts(rules: Rules) -> tuple[tuple[str, int, bool], ...]:
+    """What `hidden` is made of: name, width, whether it is a one-hot; empty for a single robot.
+
+    ``others``: row and column of each other robot, in ascending order, relative to the own ones, in units of the
+    floor's longer side. ``loads``: whether each carries nothing (0), a shelf (0.5) or a requested one (1).
+    """
+    others = rules.n_agents - 1
+    return (("others", 2 * others, False), ("loads", others, False)) if others else ()
+
+
+def hidden(rules: Rules, tables: Tables, floor: Floor) -> Tensor:
+    """Where the others are and what they do, which robots out of sight do not know: float32 [N, A, D]."""
+    offset = _to_others(rules, floor) / max(rules.layout.rows, rules.layout.cols)
+    wanted = (floor.load.unsqueeze(-1) == floor.order[:, None, :rules.requests]).any(-1)
+    loads = ((floor.load > 0).float() + wanted) / 2
+    return torch.cat([offset.flatten(2), _of_others(loads)], -1)
+
+
+def _to_others(rules: Rules, floor: Floor) -> Tensor:
+    """Rows and columns from each robot to the others, int64 [N, A, A - 1, 2]."""
+    columns = rules.layout.cols + 2 * rules.sensor_range
+    place = torch.stack([floor.cell // columns, floor.cell % columns], -1)
+    return torch.stack([_of_others(place[..., k]) - place[..., k].unsqueeze(-1) for k in range(2)], -1)
+
+
+def _of_others(values: Tensor) -> Tensor:
+    """[N, A] -> [N, A, A - 1]: what belongs to the others of each robot, in ascending order."""
+    rows, n = values.shape
+    # every pair but those of a robot with itself, which are the first and every n + 1st one on
+    pairs = values.unsqueeze(1).expand(-1, n, -1).flatten(1)[:, 1:].view(rows, n - 1, n + 1)[..., :-1]
+    return pairs.reshape(rows, n, n - 1)
+
+
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]``, four times as fast on a CPU."""
     return table.index_select(0, index.flatten()).view(*index.shape, *table.shape[1:])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from suite.modules.lowered import Lowered
+from suite.modules.lowered import Lowered, Tensors
 from suite.modules.policies import hidden_shapes
 from suite.specs import IS_INIT, REWARD
 
@@ -19,14 +21,17 @@ class Evaluator:
 
     Args:
         env: an environment used for nothing else; ``num_envs`` is the number of episodes.
-        policy: evaluated as it is at the time of the call.
+        policy: evaluated as it is at the time of the call; with ``carried`` any function that is called like `Lowered`
+            and hands on what that names, as `hidden_shapes` does.
         seed: seed of the episodes and of sampled actions.
         team: returns are sums over the agents instead of means.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, *, seed: int, team: bool = False):
-        self.env, self.lowered, self.seed, self.team = env, Lowered(policy), seed, team
-        self.hidden = hidden_shapes(policy)
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase | Callable[..., Tensors], *, seed: int,
+                 team: bool = False, carried: dict[NestedKey, tuple[int, ...]] | None = None):
+        self.env, self.seed, self.team = env, seed, team
+        self.lowered = Lowered(policy) if carried is None else policy
+        self.hidden = hidden_shapes(policy) if carried is None else carried
         self.start = env.state_dict()  # some simulators remember earlier episodes
 
     def __call__(self) -> dict[str, float]:

@@ -5,8 +5,10 @@ Shapes: N environments, T steps, A agents of the one group ``agents``; time is d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, MultiCategorical
 from torchrl.envs import EnvBase
@@ -26,8 +28,12 @@ ADVANTAGE = (GROUP, "advantage")
 VALUE_TARGET = (GROUP, "value_target")
 HIDDEN = (GROUP, "memory")  # [N, T, A, H], recurrent state before the step
 PRIVILEGED = (GROUP, "hidden")  # [N, T, A, d], optional, hidden variables of the task: teachers and probes only
+VISIBLE = (GROUP, "visible")  # [N, T, A, A - 1] 0 or 1, optional, which others (ascending index) an agent sees now
+CONTROLLED = (GROUP, "controlled")  # bool [N, T, A], optional, False where the environment overrides the action
+SCRIPTED_ACTION = (GROUP, "scripted_action")  # like ACTION, optional, what the environment does instead there
 STATE = "state"  # [N, T, S], optional, critics and teachers only
 IS_INIT = "is_init"  # bool [N, T, 1], first step of an episode
+OPTIONAL = {"alive": ALIVE, "visible": VISIBLE, "controlled": CONTROLLED, "scripted_action": SCRIPTED_ACTION}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,10 @@ class Specs:
     ``high`` are the bounds [A, act] of a continuous action; ``agent_types`` holds one role number per agent; ``alive``
     is the key of a bool [..., A] where agents can die early; ``horizon`` is the time limit of an episode in steps;
     ``hidden_dim`` the length of the hidden variables that the environment exports for teachers and probes, and
-    ``hidden_parts`` their (name, width, is one-hot).
+    ``hidden_parts`` their (name, width, is one-hot). ``visible``, ``controlled`` and ``scripted_action`` are the keys
+    of what their constants say, None where everybody is seen, or acts. ``action_mask`` bool [A, action_dim] and
+    ``obs_mask`` bool [A, obs_dim] are False in the padding of agents that have fewer choices, action dimensions or
+    observations than the largest one, None without padding; unlike the mask under `ACTION_MASK` they never change.
     """
 
     n_agents: int
@@ -48,12 +57,17 @@ class Specs:
     agent_types: tuple[int, ...]
     has_mask: bool = False
     alive: tuple[str, str] | None = None
+    visible: tuple[str, str] | None = None
+    controlled: tuple[str, str] | None = None
+    scripted_action: tuple[str, str] | None = None
     state_dim: int | None = None
     horizon: int | None = None
     hidden_dim: int = 0
     hidden_parts: tuple[tuple[str, int, bool], ...] = ()
     low: Tensor | None = None
     high: Tensor | None = None
+    action_mask: Tensor | None = None
+    obs_mask: Tensor | None = None
 
     @classmethod
     def from_env(cls, env: EnvBase) -> Specs:
@@ -68,17 +82,29 @@ class Specs:
         n_agents, obs_dim = observations[OBSERVATION].shape[-2:]
         common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys,
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
-                      alive=ALIVE if ALIVE in keys else None,
+                      **{name: key if key in keys else None for name, key in OPTIONAL.items()},
+                      obs_mask=_unpadded(getattr(env, "obs_dims", None), obs_dim, observations.device),
                       state_dim=observations[STATE].shape[-1] if STATE in keys else None,
                       horizon=getattr(env, "max_steps", None),
                       hidden_dim=observations[PRIVILEGED].shape[-1] if PRIVILEGED in keys else 0,
                       hidden_parts=tuple(getattr(env, "hidden_parts", ())) if PRIVILEGED in keys else ())
+        sizes = getattr(env, "action_dims", None)
         if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
-            return cls(action_dim=action.space.n, discrete=True, **common)
+            n = action.space.n
+            return cls(action_dim=n, discrete=True, action_mask=_unpadded(sizes, n, action.device), **common)
         if isinstance(action, Bounded):
             low, high = (
                 bound.reshape(*batch, n_agents, -1)[(0,) * len(batch)]
                 for bound in (action.space.low, action.space.high)
             )
-            return cls(action_dim=action.shape[-1], discrete=False, low=low, high=high, **common)
+            width = action.shape[-1]
+            return cls(action_dim=width, discrete=False, low=low, high=high,
+                       action_mask=_unpadded(sizes, width, action.device), **common)
         raise ValueError(f"unsupported action spec {type(action).__name__}; Categorical and Bounded are supported")
+
+
+def _unpadded(sizes: Sequence[int] | None, width: int, device: torch.device | None) -> Tensor | None:
+    """bool [A, width], False behind each agent's own size; None if all fill the width."""
+    if sizes is None or min(sizes) == width:
+        return None
+    return torch.arange(width, device=device) < torch.tensor(sizes, device=device)[:, None]

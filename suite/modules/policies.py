@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,7 @@ Head = Literal["tanh_normal", "normal"]
 CRITIC_HIDDEN = "critic_hidden"  # [N, T, A, H], or [N, T, 1, H] where one row serves all agents: so not in the group
 MASKED_LOGIT = -1e10
 MIN_SCALE = 1e-4
+PADDED_SCALE = (2 * math.pi * math.e) ** -0.5  # a normal with this deviation has the entropy 0
 
 
 class Trunk(nn.Module):
@@ -42,7 +44,9 @@ class Trunk(nn.Module):
 class ActorNetwork(nn.Module):
     """Trunk and head: logits (masked), or location and positive scale; then the next state if recurrent.
 
-    Positional inputs in order: observation, features ..., [action mask], [hidden, is_init].
+    Positional inputs in order: observation, features ..., [action mask], [hidden, is_init]. Continuous action
+    dimensions that an agent does not have get a fixed normal around the middle: the same in rollout and update, so it
+    cancels in the ratio, and it passes no gradient.
     """
 
     def __init__(self, trunk: Trunk, specs: Specs, *, num_inputs: int, head: Head, state_dependent_scale: bool,
@@ -51,6 +55,7 @@ class ActorNetwork(nn.Module):
         self.trunk, self.num_inputs, self.has_mask = trunk, num_inputs, specs.has_mask and specs.discrete
         self.discrete, self.state_dependent_scale = specs.discrete, state_dependent_scale
         self.carried = {HIDDEN: (trunk.assemble.rows, trunk.gru.hidden_dim)} if trunk.gru is not None else {}
+        self.register_buffer("unpadded", None if specs.discrete else specs.action_mask, persistent=False)
         both = not specs.discrete and state_dependent_scale
         self.out = linear(trunk.width, specs.action_dim * (1 + both), index, init=init, gain=0.01)
         if not specs.discrete and not state_dependent_scale:
@@ -71,6 +76,9 @@ class ActorNetwork(nn.Module):
             params = loc, F.softplus(raw + 0.5413) + MIN_SCALE  # softplus(0.5413) = 1: unit scale at the start
         else:
             params = out, self.log_scale.exp()[self.rows].expand_as(out)
+        if self.unpadded is not None:
+            loc, scale = params
+            params = torch.where(self.unpadded, loc, 0.0), torch.where(self.unpadded, scale, PADDED_SCALE)
         return params if hidden is None else (*params, hidden)
 
 

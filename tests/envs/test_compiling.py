@@ -1,5 +1,7 @@
 """The option ``compile`` of the tensor families: the same game, a failure at once, bad words refused."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -12,10 +14,14 @@ torch.set_num_threads(1)
 TASKS = ["foraging/2s-9x9-3p-2f-coop", "warehouse/tiny-4ag-hard", "particle/spread-3"]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_compiled_environment_plays_the_same_game(task):
-    eager, compiled = make_env(task, num_envs=8, max_steps=6), make_env(task, num_envs=8, max_steps=6,
-                                                                        compile="aot_eager")
+MORE = {"with_visible": True, "with_hidden": True}
+
+
+@pytest.mark.parametrize(("task", "options"), [*((task, {}) for task in TASKS), (TASKS[0], MORE), (TASKS[1], MORE),
+                                               ("particle/navigation-3", {"with_hidden": True})], ids=str)
+def test_a_compiled_environment_plays_the_same_game(task, options):
+    eager, compiled = (make_env(task, num_envs=8, max_steps=6, compile=backend, **options)
+                       for backend in (False, "aot_eager"))
     one, two = eager.reset_tensors(), compiled.reset_tensors()
     for _ in range(14):
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
@@ -60,3 +66,9 @@ def test_what_cannot_be_compiled_raises_at_once():
 def test_conflicts_by_networkx_are_not_compiled():
     with pytest.raises(ValueError, match="conflicts='exact' cannot be compiled"):
         make_env("warehouse/tiny-2ag-hard", num_envs=2, conflicts="exact", compile="aot_eager")
+
+
+def test_one_process_has_room_for_many():
+    doubled = [one_graph(partial(torch.mul, float(k)), "aot_eager", torch.ones(2)) for k in range(12)]
+    for k, function in enumerate(doubled):
+        assert function(torch.ones(2)).tolist() == [k, k]

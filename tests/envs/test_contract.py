@@ -5,7 +5,7 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from envs import make_env
-from envs.base import ACTION, ACTION_MASK, OBSERVATION, REWARD
+from envs.base import ACTION, ACTION_MASK, CONTROLLED, HIDDEN_VARIABLES, OBSERVATION, REWARD, SCRIPTED_ACTION, VISIBLE
 
 VMAS = [
     ("vmas/navigation", {}),
@@ -41,7 +41,9 @@ OTHERS = [
     ("particle/doublespread-4", {}),
     ("particle/navigation-3", {}),
     ("particle/navigation-3", {"continuous_actions": False}),
+    ("particle/navigation-3", {"with_hidden": True}),
     ("warehouse/tiny-4ag-hard", {}),
+    ("warehouse/tiny-4ag-hard", {"with_visible": True, "with_hidden": True}),
     ("warehouse/tiny-3ag-easy", {"reward_type": "two_stage", "sensor_range": 2, "max_inactivity": 40}),
     ("gymnasium/CartPole-v1", {}),
     ("gymnasium/Pendulum-v1", {}),
@@ -55,6 +57,7 @@ FORAGING = [
     ("foraging/2s-9x9-3p-2f-coop", {}),
     ("foraging/Foraging-8x8-2p-2f-v3", {"penalty": 0.1}),
     ("foraging/7s-20x20-5p-3f-coop", {"action_masks": False}),
+    ("foraging/2s-9x9-3p-2f-coop", {"with_visible": True, "with_hidden": True}),
 ]
 TASKS = [*VMAS, *OTHERS, *FORAGING]
 
@@ -192,3 +195,51 @@ def test_rows_start_differently(task):
         pytest.skip(SAME_START[task[0]])
     first = make(task).reset_tensors()[OBSERVATION]
     assert (first[0] != first[1:]).flatten(1).any(1).all()
+
+
+def test_what_is_written_beside_the_observation(task):
+    env = make(task)
+    agents, keys = env.n_agents, env.observation_spec.keys(True, True)
+    for out in play(env):
+        assert {key for key in (VISIBLE, HIDDEN_VARIABLES, CONTROLLED) if key in keys} == {
+            key for key in (VISIBLE, HIDDEN_VARIABLES, CONTROLLED) if key in out}
+        if VISIBLE in out:
+            assert out[VISIBLE].shape == (N, agents, agents - 1) and out[VISIBLE].dtype == torch.float32
+            assert torch.isin(out[VISIBLE], torch.tensor([0.0, 1.0])).all()
+        if CONTROLLED in out:
+            assert out[CONTROLLED].shape == (N, agents) and out[CONTROLLED].dtype == torch.bool
+            assert not out[CONTROLLED].all()
+            spec = env.full_action_spec[ACTION]
+            scripted = out[SCRIPTED_ACTION]
+            assert scripted.shape == spec.shape and scripted.dtype == spec.dtype and spec.is_in(scripted)
+            assert (scripted[out[CONTROLLED]] == 0).all()
+        assert (HIDDEN_VARIABLES in out) == bool(env.hidden_parts)
+        if HIDDEN_VARIABLES in out:
+            hidden, widths = out[HIDDEN_VARIABLES], [width for _, width, _ in env.hidden_parts]
+            assert hidden.shape == (N, agents, sum(widths)) and hidden.dtype == torch.float32
+            assert torch.isfinite(hidden).all() and hidden.abs().max() <= 3  # near one, as networks like it
+            for part, (_, _, is_one_hot) in zip(hidden.split(widths, -1), env.hidden_parts, strict=True):
+                assert not is_one_hot or (((part == 0) | (part == 1)).all() and (part.sum(-1) == 1).all())
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if any("with_" in option for option in task[1])], ids=str)
+def test_options_that_write_more_change_nothing_else(task):
+    more = [option for option in task[1] if "with_" in option]
+    plain = play(make(task, **dict.fromkeys(more, False)))
+    full = play(make(task))
+    assert all(key in plain[-1] or key[1] in ("visible", "hidden", "info") for key in full[-1])
+    assert same(full, plain)
+
+
+def test_padding_says_where_it_is(task):
+    env = make(task)
+    for out in play(env, steps=2):
+        for agent, size in enumerate(env.obs_dims or ()):
+            assert (out[OBSERVATION][:, agent, size:] == 0).all()
+        if ACTION_MASK in out:
+            for agent, size in enumerate(env.action_dims or ()):
+                assert not out[ACTION_MASK][:, agent, size:].any() and out[ACTION_MASK][:, agent, :size].any(-1).all()
+    spec = env.full_action_spec[ACTION]
+    assert max(env.action_dims or (0,)) <= (spec.n if spec.dtype == torch.int64 else spec.shape[-1])
+    if len(set(env.action_dims or ())) > 1 and spec.dtype == torch.int64:
+        assert ACTION_MASK in env.observation_spec.keys(True, True)

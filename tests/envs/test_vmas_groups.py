@@ -79,3 +79,10 @@ def test_unequal_agents_in_a_group_are_refused():
     env.obs_dims = [4, 5]
     with pytest.raises(ValueError, match=r"different spaces; use groups='padded'"):
         NativeGroups(env)
+
+
+def test_who_is_controlled_is_split_too():
+    env = make_env("vmas/hidden_leader", num_envs=N, partner_types=True, groups="native")
+    check_env_specs(env)
+    seen = env.reset()
+    assert seen["agents", "controlled"].sum(-1).tolist() == [2] * N

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from envs import make_env
-from envs.base import ACTION, OBSERVATION, REWARD
+from envs.base import ACTION, CONTROLLED, OBSERVATION, REWARD, SCRIPTED_ACTION
 from envs.vmas import scenario_options
 from envs.vmas_hidden_leader import GOAL, LEADER, NEAR, PARTNERS
 
@@ -280,3 +280,55 @@ def test_the_picture_tells_leader_and_goal_from_the_rest():
     frame = env.render_frame(3)
     assert frame.shape == (512, 512, 3)
     assert len({tuple(pixel) for pixel in frame.reshape(-1, 3).tolist()}) > 6
+
+
+def test_who_is_controlled():
+    """All but the scripted leader of each row, before the step that its script decides and in every later one."""
+    env = make(partner_types=True)
+    out = env.reset_tensors()
+    for _ in range(3):
+        assert torch.equal(out[CONTROLLED], torch.arange(3) != env.scenario.leader[:, None])
+        out = env.step_tensors(still(env))
+    rows = torch.arange(N) % 2 == 0
+    before, out = out, env.reset_tensors(rows)
+    assert torch.equal(out[CONTROLLED], torch.arange(3) != env.scenario.leader[:, None])
+    assert torch.equal(out[CONTROLLED][~rows], before[CONTROLLED][~rows])
+    assert not torch.equal(out[CONTROLLED][rows], before[CONTROLLED][rows])
+    assert CONTROLLED not in make().reset_tensors()
+
+
+def test_the_action_of_an_agent_that_is_not_controlled_does_nothing():
+    env, twin = make(partner_types=True), make(partner_types=True)
+    for _ in range(5):
+        action = env.full_action_spec[ACTION].rand()
+        other = torch.where(env._observe()[CONTROLLED].unsqueeze(-1), action, -action)
+        one, two = env.step_tensors({ACTION: action}), twin.step_tensors({ACTION: other})
+        assert torch.equal(one[OBSERVATION], two[OBSERVATION]) and torch.equal(one[REWARD], two[REWARD])
+
+
+def test_the_scripted_action_is_what_the_leader_does():
+    """A leader of the policy's that takes it, in a twin without scripts, moves the same way."""
+    env, free = make(partner_types=True), make()
+    for name in ("leader", "goal"):
+        setattr(free.scenario, name, getattr(env.scenario, name).clone())
+    for own, other in zip(env.scenario.world.entities, free.scenario.world.entities, strict=True):
+        other.state.pos = own.state.pos.clone()
+    out, moved = env._observe(), 0.0
+    for _ in range(30):
+        action = env.full_action_spec[ACTION].rand()
+        done = torch.where(out[CONTROLLED].unsqueeze(-1), action, out[SCRIPTED_ACTION])
+        out, twin = env.step_tensors({ACTION: action}), free.step_tensors({ACTION: done})
+        torch.testing.assert_close(out[OBSERVATION], twin[OBSERVATION], rtol=1e-5, atol=1e-5)
+        moved = max(moved, float(out[SCRIPTED_ACTION].abs().max()))
+    assert moved > 0.6
+
+
+def test_the_scripted_choice_points_where_the_leader_goes():
+    env = make(partner_types=True, continuous_actions=False)
+    out = env._observe()
+    script = torch.stack([env.scenario.script(agent) for agent in env.scenario.world.agents], 1)
+    chosen = env.actions.table[0][out[SCRIPTED_ACTION]]  # forces; the same table for all
+    leader = ~out[CONTROLLED]
+    apart = (chosen[leader] - script[leader]).norm(dim=-1)
+    assert (apart[:, None] <= (env.actions.table[0] - script[leader].unsqueeze(1)).norm(dim=-1) + 1e-6).all()
+    assert (out[SCRIPTED_ACTION][~leader] == 0).all() and (out[SCRIPTED_ACTION][leader] > 0).any()

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torchrl.data import Binary, Bounded, Composite, MultiCategorical, OneHot, Unbounded
 
-from suite.specs import ALIVE, GROUP, Specs
+from envs import make_env
+from envs.whole_episodes import WholeEpisodes
+from suite.specs import ALIVE, CONTROLLED, GROUP, SCRIPTED_ACTION, VISIBLE, Specs
 from tests.toy import ToyEnv
 
 torch.set_num_threads(1)
@@ -80,3 +82,45 @@ def test_spaces_of_the_environment_stay_as_they_were():
     before = env.full_action_spec.clone()
     Specs.from_env(env).low.fill_(7.0)
     assert env.full_action_spec == before
+
+
+# ---------------------------------------------------------------------- agents that differ, are seen, are overridden
+
+
+def test_choices_and_observations_that_an_agent_does_not_have():
+    env = make_env("vmas/simple_speaker_listener_pe", num_envs=2, continuous_actions=False)
+    specs = Specs.from_env(env)
+    assert specs.has_mask and specs.action_mask.tolist() == [
+        [k < size for k in range(specs.action_dim)] for size in env.action_dims]
+    assert specs.obs_mask.tolist() == [[k < size for k in range(specs.obs_dim)] for size in env.obs_dims]
+    assert len(set(env.action_dims)) == len(set(env.obs_dims)) == 2
+
+
+@pytest.mark.parametrize("name", ["vmas/simple_speaker_listener_pe", "pettingzoo/simple_speaker_listener_v4"])
+def test_action_dimensions_that_an_agent_does_not_have(name):
+    env = make_env(name, num_envs=2, continuous_actions=True)
+    specs = Specs.from_env(env)
+    assert specs.action_mask.shape == specs.low.shape
+    assert specs.action_mask.sum(-1).tolist() == list(env.action_dims)
+    assert torch.equal(Specs.from_env(WholeEpisodes(env)).action_mask, specs.action_mask)
+
+
+@pytest.mark.parametrize("name", ["vmas/navigation", "foraging/2s-8x8-2p-2f-coop", "pettingzoo/simple_spread_v3"])
+def test_no_masks_where_agents_are_alike(name):
+    specs = Specs.from_env(make_env(name, num_envs=2))
+    assert specs.action_mask is None and specs.obs_mask is None
+    assert specs.visible is None and specs.controlled is None and specs.hidden_dim == 0
+
+
+def test_who_is_visible_and_who_acts():
+    specs = Specs.from_env(make_env("foraging/2s-8x8-3p-2f-coop", num_envs=2, with_visible=True, with_hidden=True))
+    assert specs.visible == VISIBLE and specs.controlled is None
+    assert specs.hidden_dim == sum(width for _, width, _ in specs.hidden_parts) == 4 + 2 + 6
+    specs = Specs.from_env(make_env("vmas/hidden_leader", num_envs=2, partner_types=True))
+    assert specs.controlled == CONTROLLED and specs.scripted_action == SCRIPTED_ACTION and specs.visible is None
+    assert Specs.from_env(make_env("vmas/hidden_leader", num_envs=2)).controlled is None
+
+
+def test_whole_episodes_have_the_hidden_parts_of_what_they_hold():
+    env = make_env("foraging/2s-8x8-3p-2f-coop", num_envs=2, with_hidden=True)
+    assert Specs.from_env(WholeEpisodes(env)).hidden_parts == env.hidden_parts != ()

@@ -1,0 +1,86 @@
+"""Every state model on every family of environments, for both kinds of action: two iterations that learn something."""
+
+import math
+
+import pytest
+import torch
+
+import recipes.cooperative as recipe
+from suite.run import MemoryRun
+from suite.specs import ACTION, CONTROLLED, PRIVILEGED, VISIBLE
+from tests.small import config, train, weights
+
+DISCRETE, CONTINUOUS = {"continuous_actions": False}, {"continuous_actions": True}
+TASKS = {
+    "vmas discrete": ("vmas/navigation", DISCRETE | {"n_agents": 3}),
+    "vmas continuous": ("vmas/navigation", CONTINUOUS | {"n_agents": 3}),
+    "mpe discrete": ("particle/spread-3", DISCRETE | {"dialect": "mpe2"}),
+    "mpe continuous": ("particle/spread-3", CONTINUOUS | {"dialect": "mpe2"}),
+    "foraging": ("foraging/2s-8x8-3p-2f-coop", {}),
+    "warehouse": ("warehouse/tiny-2ag-hard", {}),
+    "pettingzoo discrete": ("pettingzoo/simple_spread_v3", {}),
+    "pettingzoo continuous": ("pettingzoo/simple_spread_v3", CONTINUOUS),
+}
+# agents that differ in their observations, and in the number of choices or the length of an action
+MIXED = {
+    "speaker discrete": ("vmas/simple_speaker_listener_pe", DISCRETE),
+    "speaker continuous": ("vmas/simple_speaker_listener_pe", CONTINUOUS),
+    "world comm discrete": ("vmas/simple_world_comm_pe", DISCRETE),
+    "world comm continuous": ("vmas/simple_world_comm_pe", CONTINUOUS),
+    "pettingzoo speaker discrete": ("pettingzoo/simple_speaker_listener_v4", {}),
+    "pettingzoo speaker continuous": ("pettingzoo/simple_speaker_listener_v4", CONTINUOUS),
+}
+# entries beside observation and action: who is in sight, hidden variables, agents that a script moves
+RICH = {
+    "foraging in sight": ("foraging/2s-8x8-3p-2f-coop", {"with_visible": True, "with_hidden": True}),
+    "warehouse in sight": ("warehouse/tiny-3ag-hard", {"with_visible": True, "with_hidden": True}),
+    "scripted partner": ("vmas/hidden_leader", {"partner_types": True, "with_hidden": True}),
+}
+LOSSES = ("none", "smpe", "moa")
+
+
+def learn(task, algorithm="mappo", **changes):
+    """Train for two iterations; every number is finite, and every parameter that has an optimiser has moved."""
+    name, options = task
+    cfg = config(algorithm, task=name, task_options=options, max_steps=5, **changes)
+    before, trainer = weights(recipe.make_trainer(cfg, MemoryRun())), train(cfg)
+    assert trainer.iteration == 2
+    bad = {key for row in trainer.run.rows for key, value in row.items() if not math.isfinite(value)}
+    assert not bad, f"not finite: {sorted(bad)}"
+    after = weights(trainer)
+    modules = [trainer.policy, *(loss for update in trainer.updates for loss in update.losses)]
+    owned = {id(p) for update in trainer.updates for params in update.params.values() for p in params}
+    learned = {f"{k}.{key}" for k, module in enumerate(modules) for key, p in module.named_parameters()
+               if id(p) in owned}
+    still = sorted(key for key in learned if torch.equal(before[key], after[key]))
+    assert learned and not still, f"did not move: {still}"
+    return trainer
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_state_model_learns_on_every_family(task, loss):
+    learn(TASKS[task], loss=loss)
+
+
+@pytest.mark.parametrize(("algorithm", "task"), [("qmix", "foraging"), ("maddpg", "mpe continuous")])
+def test_off_policy_with_a_model_of_the_others(algorithm, task):
+    learn(TASKS[task], algorithm, loss="moa")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("task", MIXED)
+def test_agents_with_different_observations_and_actions(task, loss):
+    trainer = learn(MIXED[task], loss=loss, share="roles")
+    batch, env = trainer.collector.rollout(), trainer.collector.env
+    assert len(set(env.obs_dims)) > 1 and len(set(env.action_dims)) > 1
+    if batch[ACTION].dtype == torch.int64:  # no agent takes a choice that it does not have
+        assert (batch[ACTION] < torch.tensor(env.action_dims)).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("task", RICH)
+def test_tasks_that_tell_more_than_agents_see(task, loss):
+    trainer = learn(RICH[task], loss=loss)
+    assert {PRIVILEGED, VISIBLE if "sight" in task else CONTROLLED} <= set(trainer.collector.observed)
+    assert PRIVILEGED not in trainer.policy.in_keys
