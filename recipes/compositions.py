@@ -15,7 +15,7 @@ from torchrl.objectives import SoftUpdate
 from recipes.cooperative_config import Config
 from suite.data import Minibatches, Replay, Sequences
 from suite.distributed import world_size
-from suite.losses import Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
+from suite.losses import Learner, Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
 from suite.losses.off_policy import OffPolicyLoss
 from suite.modules import make_actor, make_critic
 from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise
@@ -54,18 +54,20 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)
     own = returns(critic, normalize=cfg.normalize_advantage, encoders=aux.encoders if seen else ())
-    estimators = [own, *aux.estimators(returns, new_critic, critic)]
-    estimators = [estimator.to(cfg.device) for estimator in estimators]
-
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
     losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
                                   critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
+    learner = Learner(actor, critic, losses, own, returns, new_critic, team_reward=cfg.team_reward,
+                      reward_weights={"task": 1.0} | aux.reward_weights | cfg.reward_weights)
+    estimators = [estimator.to(cfg.device) for estimator in (own, *aux.estimators(learner))]
+    companions = aux.companions(learner)
+    trained = {part: [loss, *companions.get(part, ())] for part, loss in losses.items()}
     optimisation = _optimisation(cfg)
     adam = optimisation["optimizer"]
     rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr)}
-    updates = [Update(cfg.algorithm, losses, data, **optimisation | {"optimizer": rates}),
+    updates = [Update(cfg.algorithm, trained, data, **optimisation | {"optimizer": rates}),
                *aux.updates(cfg.loss, data, **optimisation)]
     policy = TensorDictSequential(*aux.encoders, actor, *aux.recorders)
     refresh = [estimator.step_target for estimator in estimators if estimator.target is not None]

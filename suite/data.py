@@ -124,6 +124,73 @@ class FirstRows(DataSource):
         yield from self.source(batch[: len(batch) - self.kept_out(len(batch), self.share)], keys)
 
 
+@dataclass(eq=False)
+class Chunks(DataSource):
+    """Another source of sequences, of rows cut into chunks of ``length`` steps: gradients of a memory end there.
+
+    Raises:
+        ValueError: the batch's steps are no multiple of the length.
+    """
+
+    source: DataSource
+    length: int
+
+    @property
+    def owner(self) -> DataSource:
+        """The source behind it."""
+        return self.source.owner
+
+    def with_epochs(self, epochs: int) -> Chunks:
+        """The same with another number of epochs."""
+        return replace(self, source=self.source.with_epochs(epochs))
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield what the source makes of the chunks [N T / length, length]."""
+        rows, steps = batch.shape
+        if steps % self.length:
+            raise ValueError(f"chunks of {self.length} steps do not divide a batch of {steps} steps")
+        yield from self.source(batch.select(*keys).reshape(rows * steps // self.length, self.length), keys)
+
+
+class PreviousBatches(DataSource):
+    """What another source makes of the last ``count`` batches before the present one, which then joins them.
+
+    Batches must have one size; nothing is yielded before the second.
+    """
+
+    def __init__(self, source: DataSource, count: int):
+        self.source, self.count = source, count
+        self.held: TensorDict | None = None  # [count, N, T]
+        self.seen = 0
+
+    def with_epochs(self, epochs: int) -> PreviousBatches:
+        """The same, without its memory, with another number of epochs."""
+        return PreviousBatches(self.source.with_epochs(epochs), self.count)
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield what the source makes of the batches before, joined along the environments."""
+        if self.seen:
+            yield from self.source(self.held[:min(self.seen, self.count)].flatten(0, 1), keys)
+        chosen = batch.select(*keys)
+        if self.held is None:
+            self.held = chosen.apply(lambda x: x.new_zeros(self.count, *x.shape),
+                                     batch_size=[self.count, *batch.shape], names=None)
+        self.held[self.seen % self.count] = chosen
+        self.seen += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batches and how many there have been."""
+        held = {} if self.held is None else dict(self.held.flatten_keys("/").items())
+        return {"batches": {key: value.clone() for key, value in held.items()}, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.seen, batches = state["seen"], state["batches"]
+        if batches:
+            shape = next(iter(batches.values())).shape[:3]
+            self.held = TensorDict(batches, batch_size=shape).unflatten_keys("/").clone()
+
+
 class Replay(DataSource):
     """Uniform samples of a ring buffer of the last ``capacity`` frames, once it holds ``warmup`` of them.
 

@@ -120,6 +120,8 @@ class Trainer:
         for function in (*self.refresh, *(loss.refresh for loss in self.losses)):
             function(batch)
         self.collector.update_policy_weights_()
+        for loss in self.losses:
+            metrics |= loss.metrics()
         return metrics
 
     @torch.no_grad()

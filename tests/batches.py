@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDict
 
 from suite.data import Sequences
-from suite.losses import Returns, SMPELoss
+from suite.losses import Learner, Returns, SMPELoss
 from suite.losses.world_model import TASK_REWARD
 from suite.modules import make_actor, make_critic
 from suite.modules.policies import CRITIC_HIDDEN
-from suite.modules.state_model import PREV_ACTION, PREV_OBSERVATION, PREV_VALID
+from suite.modules.state_model import MEMORY, PREV_ACTION, PREV_OBSERVATION, PREV_VALID
 from suite.specs import (
     ACTION,
     ACTION_MASK,
@@ -91,8 +91,11 @@ def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, cr
     return batch
 
 
-def make_past_batch(specs: Specs, *shape: int, seed: int = 0) -> TensorDict:
-    """`make_batch` with the step before, which each row's first step does not have, and hidden variables if any."""
+def make_past_batch(specs: Specs, *shape: int, seed: int = 0, memory: int = 0) -> TensorDict:
+    """`make_batch` with the step before, which each row's first step does not have, and hidden variables if any.
+
+    ``memory``: size of the states of a remembering state model, before and after each step.
+    """
     td, random = make_batch(specs, shape=shape, seed=seed), torch.Generator().manual_seed(seed)
     n = specs.n_agents
     td[PREV_VALID] = torch.ones(*shape, n, 1)
@@ -100,6 +103,9 @@ def make_past_batch(specs: Specs, *shape: int, seed: int = 0) -> TensorDict:
     td[PREV_OBSERVATION] = torch.randn(*shape, n, specs.obs_dim, generator=random) * td[PREV_VALID]
     td[PREV_ACTION] = torch.rand(*shape, n, n * specs.action_dim, generator=random) * td[PREV_VALID]
     td[TASK_REWARD] = td["next", *REWARD].clone()
+    for key in MEMORY if memory else ():
+        for root in ((), ("next",)):
+            td[(*root, *key)] = torch.randn(*shape, n, memory, generator=random)
     if specs.hidden_dim:
         td[PRIVILEGED] = torch.randn(*shape, n, specs.hidden_dim, generator=random)
     return td
@@ -127,6 +133,12 @@ def assert_unchanged(td: TensorDict, before: TensorDict) -> None:
         assert torch.equal(td[key], before[key]), f"{key} was overwritten"
 
 
+def make_learner(make_returns, make_critic, critic, *, actor=None, losses=None, returns=None, **options) -> Learner:
+    """What a recipe tells a loss that it composed."""
+    return Learner(actor, critic, losses or {}, returns, make_returns, make_critic,
+                   **{"reward_weights": {"task": 1.0}} | options)
+
+
 def compose_smpe(specs: Specs, **options):
     """An SMPE2 loss with its return estimators and updates, an actor that reads its belief, and a central critic."""
     options = dict(latent_dim=3, encode_every=1, encode_steps=2, encode_rows=4) | options
@@ -136,7 +148,7 @@ def compose_smpe(specs: Specs, **options):
     actor = make_actor(specs, loss.features, recurrent_dim=0, head="normal", state_dependent_scale=False, **common)
     critic = new_critic(specs, {}, centralized=True, recurrent_dim=0)
     make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=3, target_tau=0.1, mask=specs.alive)
-    estimators = loss.estimators(make_returns, new_critic, critic)
+    estimators = loss.estimators(make_learner(make_returns, new_critic, critic))
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
     updates = loss.updates("smpe", Sequences(1), optimizer=adam, max_grad_norm=10.0)
     return loss, estimators, updates, actor, critic

@@ -72,7 +72,7 @@ def test_every_module_has_a_test_file(path):
 def test_every_test_file_is_of_a_module_or_a_known_purpose():
     """Tests mirror the layout: test_<module>.py, or test_<module>_<aspect>.py where one file would be too long."""
     purposes = {"test_layout", "test_results", "envs/test_contract", "recipes/test_resume", "recipes/test_learning",
-                "recipes/test_bad_input", "suite/losses/test_epymarl"}
+                "recipes/test_bad_input", "recipes/test_matrix", "suite/losses/test_epymarl"}
     known = {path.with_suffix("").as_posix() for path in MODULES}
     for path in TESTS:
         name = path.relative_to("tests").with_suffix("").as_posix()

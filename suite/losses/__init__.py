@@ -1,6 +1,6 @@
 """Losses, and the table of state-modelling losses that ``--loss`` chooses from."""
 
-from suite.losses.common import Loss, NoLoss
+from suite.losses.common import Learner, Loss, NoLoss
 from suite.losses.moa import MOALoss
 from suite.losses.next_observation import NextObservationLoss
 from suite.losses.off_policy import MADDPGLoss, MixedQLoss
@@ -17,6 +17,7 @@ STATE_MODELS: dict[str, type[Loss]] = {
 
 __all__ = [
     "STATE_MODELS",
+    "Learner",
     "Loss",
     "MADDPGLoss",
     "MOALoss",

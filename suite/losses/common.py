@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -16,6 +17,27 @@ from suite.update import Update
 
 if TYPE_CHECKING:
     from suite.losses.returns import Returns
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What an on-policy recipe composed, for a loss that adds to it.
+
+    Attributes:
+        actor, critic: its networks. losses: {part: loss} of its update.
+        returns: its return estimator. make_returns(critic, ...) and make_critic(specs, features, centralized=...) have
+            its settings.
+        reward_weights: {term: weight}, among them ``task``. team_reward: every agent is paid the team's task reward.
+    """
+
+    actor: TensorDictModule
+    critic: TensorDictModule
+    losses: Mapping[str, Loss]
+    returns: Returns
+    make_returns: Callable[..., Returns]
+    make_critic: Callable[..., TensorDictModule]
+    reward_weights: Mapping[str, float]
+    team_reward: bool = False
 
 
 class Loss(LossModule):
@@ -55,14 +77,17 @@ class Loss(LossModule):
         """Extra rewards by name, [N, T, A, 1]; called once per batch, without gradients, before the updates."""
         return {}
 
-    def estimators(self, make_returns: Callable[..., Returns], make_critic: Callable[..., TensorDictModule],
-                   critic: TensorDictModule) -> list[Returns]:
-        """Return estimators of the loss's own, run on each batch after the recipe's; on-policy recipes ask once.
-
-        ``make_returns(critic, ...)`` and ``make_critic(specs, features, centralized=...)`` have the recipe's settings;
-        ``critic`` is the recipe's own.
-        """
+    def estimators(self, learner: Learner) -> list[Returns]:
+        """Return estimators of the loss's own, run on each batch after the recipe's; on-policy recipes ask once."""
         return []
+
+    def companions(self, learner: Learner) -> dict[str, list[Loss]]:
+        """{part: losses} that train the recipe's networks in the very steps of its update; asked after `estimators`."""
+        return {}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the loss noted in this iteration, by full name, as 0-d tensors; asked after `refresh`."""
+        return {}
 
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
         """Measurements by full name, on the latest batch, whenever the policy is evaluated; they change nothing."""

@@ -38,28 +38,33 @@ class CVAELoss(Loss):
     - L_KL = KL(student || teacher) (or the reverse), summed over dimensions, w_s with the teacher fixed + w_t with the
       student fixed; without a teacher: KL(student || N(0, 1)).
     - The teacher also sees y, what the others see and do at this step and the task's hidden variables, and
-      reconstructs x and y from its own latent; it exists in training only.
+      reconstructs x and y from its own latent, the actions with weight ``action_coef``; it exists in training only.
+      It has no memory of its own, but sees the state of the student's, held fixed.
 
-    Means run over steps with a valid past and living agents. Gradients reach student, decoders and teacher.
+    Means run over steps with a valid past and living agents. Gradients reach student, decoders and teacher; and the
+    model of the others through the student's input x, if the state model lets them.
 
     Args:
         alpha: weight of L_KL, ramped up by the caller. beta_teacher: of the teacher's prior.
         kl_weights: (w_s, w_t). free_bits_dim, free_nats: see `free_bits`.
         rec_target: what the student reconstructs: ``x``, ``y`` or both.
+        action_coef: 1 is the plain sum, in which the entropy of the others' actions outweighs the rest: the teacher
+            becomes so sharp that the student cannot follow it (tens of nats), and forgets the hidden variables.
     """
 
     def __init__(self, specs: Specs, model: StateModel, *, latent_dim: int, cells=(128, 128), alpha: float = 0.03,
                  beta_teacher: float = 0.03, rec_coef: float = 1.0, teacher_coef: float = 1.0,
                  kl_direction: Direction = "student_to_teacher", kl_weights: tuple[float, float] = (1.0, 0.0),
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x",
-                 use_teacher: bool = True):
-        super().__init__([OBSERVATION, *PAST, ACTION, *([specs.alive] if specs.alive else []),
-                          *([PRIVILEGED] if specs.hidden_dim else [])])
+                 use_teacher: bool = True, action_coef: float = 0.1):
+        optional = (specs.alive, specs.controlled, PRIVILEGED if specs.hidden_dim else None)
+        super().__init__([*model.keys, ACTION, *(key for key in optional if key)])
         n, d, e, h = specs.n_agents, specs.obs_dim, specs.action_dim, specs.hidden_dim
         self.model, self.alive, self.hidden, self.discrete = model, specs.alive, bool(h), specs.discrete
+        self.controlled = specs.controlled
         self.alpha, self.beta_teacher = alpha, beta_teacher
         self.kl_weights, self.kl_direction = kl_weights, kl_direction
-        self.rec_coef, self.teacher_coef = rec_coef, teacher_coef
+        self.rec_coef, self.teacher_coef, self.action_coef = rec_coef, teacher_coef, action_coef
         self.free = dict(per_dim=free_bits_dim, total=free_nats)
         self.rec_target, self.shape = rec_target, (n - 1, d, e, h)
         y_dim = (n - 1) * (d + e) + h
@@ -67,33 +72,39 @@ class CVAELoss(Loss):
         self.decoder = Decoder(n, latent_dim, sizes[rec_target], cells)
         self.teacher = self.teacher_decoder = None
         if use_teacher:
-            self.teacher = GaussianEncoder(model.x_dim + model.context_dim + y_dim, latent_dim, cells)
+            in_dim = model.x_dim + model.context_dim + model.memory_dim + y_dim
+            self.teacher = GaussianEncoder(in_dim, latent_dim, cells)
             self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
 
     def privileged(self, td: TensorDictBase) -> Tensor:
-        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables."""
+        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables.
+
+        Actions that the environment overrides are zeros.
+        """
         actions = self.model.actions
-        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]),
-                                                            actions.encode(td[ACTION]))]
+        did = actions.encode(td[ACTION])
+        if self.controlled:
+            did = did * td[self.controlled].unsqueeze(-1)
+        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]), did)]
         return torch.cat([*parts, td[PRIVILEGED]] if self.hidden else parts, -1)
 
-    def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
-        """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats."""
-        past = [minibatch[key] for key in PAST]
-        known, y = self.model.infer(minibatch[OBSERVATION], *past), self.privileged(minibatch)
-        valid = past[-1].squeeze(-1)
+    def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:
+        """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats. ``known`` if it was inferred already."""
+        known, y = self.model.infer_batch(minibatch) if known is None else known, self.privileged(minibatch)
+        valid = minibatch[PAST[-1]].squeeze(-1)
         weight = valid * minibatch[self.alive] if self.alive else valid
         student = known.mean, known.log_sigma
         z = reparameterise(*student, torch.randn_like(known.mean))
-        target = {"x": known.x, "y": y, "xy": torch.cat([known.x, y], -1)}[self.rec_target]
+        x = known.x.detach()
+        target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
         error = observation_error(self.decoder(z), target, self._mask(y))
         out = {"loss_rec": self.rec_coef * weighted_mean(error, weight)}
         if self.teacher is None:
             kl = kl_to_unit(*student)
         else:
-            teacher = self.teacher(known.x, known.context, y)
+            teacher = self.teacher(*known.student_inputs, y)
             kl = alignment(student, teacher, direction=self.kl_direction, weights=self.kl_weights)
-            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(known, y, teacher, weight)
+            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(x, y, teacher, weight)
         out["loss_kl"] = self.alpha * free_bits(kl, weight, **self.free)
         out["kl"] = weighted_mean(kl.detach().sum(-1), weight)
         return TensorDict(out)
@@ -104,18 +115,19 @@ class CVAELoss(Loss):
         y_mask = torch.cat([others, others.new_ones(y.shape[-1] - len(others))])
         return {"x": mine, "y": y_mask, "xy": torch.cat([mine, y_mask])}[self.rec_target]
 
-    def _teacher_loss(self, known: Inferred, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
+    def _teacher_loss(self, x: Tensor, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
         others, d, e, h = self.shape
         decoded = self.teacher_decoder(reparameterise(*teacher, torch.randn_like(teacher[0])))
-        x, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
+        own, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
         y_seen, y_did, y_hidden = y.split([others * d, others * e, h], -1)
-        error = observation_error(x, known.x, self.model.x_scaler.mask)
+        error = observation_error(own, x, self.model.x_scaler.mask)
         error = error + observation_error(seen, y_seen, self.model.scaler.mask.repeat(others))
         did, y_did = did.unflatten(-1, (others, e)), y_did.unflatten(-1, (others, e))
         if self.discrete:
-            error = error - (did.log_softmax(-1) * y_did).sum(-1).mean(-1)
+            missed = -(did.log_softmax(-1) * y_did).sum(-1).mean(-1)
         else:
-            error = error + nll(did, torch.zeros_like(did), y_did).mean(-1)
+            missed = nll(did, torch.zeros_like(did), y_did).mean(-1)
+        error = error + self.action_coef * missed
         if h:
             error = error + (hidden - y_hidden).square().mean(-1)
         return weighted_mean(error + self.beta_teacher * kl_to_unit(*teacher).sum(-1), weight)

@@ -19,6 +19,7 @@ from suite.state_metrics import (
     as_floats,
     categorical_entropy,
     continuous_action_prediction,
+    joint_gain,
     latent_statistics,
     observation_prediction,
     open_loop,
@@ -35,12 +36,12 @@ HORIZONS = (1, 3, 5, 10)
 def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: Specs) -> dict[str, float]:
     """moa/..., wm/..., cvae/... and probe/... of ``held`` [n, T]; ``train`` gives the frequencies of the baselines."""
     out = as_floats(_actions(loss, train, held), "moa/") | as_floats(_world(loss, held), "wm/")
-    known = loss.model.infer(held[OBSERVATION], *(held[key] for key in PAST))
+    known = loss.model.infer_batch(held)
     valid = held[PAST[-1]].squeeze(-1)
     representations = {"u": known.u, "uc": torch.cat([known.u, known.context], -1)}
     teacher = None
     if loss.cvae_loss.teacher is not None:
-        teacher = loss.cvae_loss.teacher(known.x, known.context, loss.cvae_loss.privileged(held))
+        teacher = loss.cvae_loss.teacher(*known.student_inputs, loss.cvae_loss.privileged(held))
         representations["z_teacher"] = teacher[0]
     if LATENT in held.keys(True):
         representations["z"] = known.mean
@@ -61,8 +62,8 @@ def _actions(loss: MOALoss, train: TensorDictBase, held: TensorDictBase) -> dict
         frequencies = action_frequencies(before, model.model.actions.dim, model.weights(train))
         return action_prediction(model.predict(held), target, weight, frequencies=frequencies, previous=previous,
                                  entropy=entropy)
-    return continuous_action_prediction(model.predict(held), target, weight, marginal=action_moments(before),
-                                        previous=previous)
+    marginal = action_moments(before, model.weights(train))
+    return continuous_action_prediction(model.predict(held), target, weight, marginal=marginal, previous=previous)
 
 
 def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
@@ -72,16 +73,47 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
     alive = held[world.alive].to(u.dtype) if world.alive else None
     mask = model.scaler.mask
     out = observation_prediction(predicted, after, u, alive, dims=mask)
-    out |= reward_prediction(reward.squeeze(-1), held[TASK_REWARD].squeeze(-1) / world.reward_scale,
-                             alive)
-    own = model.actions.encode(held[ACTION])
-    others = model.actions.of_others(own)
+    out |= reward_prediction(reward.squeeze(-1), world.scaled(held[TASK_REWARD]).squeeze(-1), alive)
+    own, others = model.joint_action(held).tensor_split([model.actions.dim], -1)
+    others = others.unflatten(-1, (-1, model.actions.dim))
 
     def step(observation: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-        joint = model.previous.visible(torch.cat([mine, theirs.flatten(-2)], -1))
-        return model.world_model(observation, joint)[0]
+        return model.world_model(observation, torch.cat([mine, theirs.flatten(-2)], -1))[0]
 
+    out["gain_joint"] = joint_gain(step, u, after, own, others, alive, dims=mask)
     done = held["next", *DONE][..., 0, 0]
-    horizons = [k for k in HORIZONS if k <= held.shape[1]]
-    ahead = open_loop(step, u, after, own, others, done, alive, horizons=horizons, dims=mask)
-    return out | {f"{name}_true": value for name, value in ahead.items()}
+    guesses: dict[str, ExpectedOthers | None] = {"true": None}
+    if not model.action_model.sees_present:  # it would have to be shown the observation that is predicted
+        guesses["moa"] = ExpectedOthers(loss, held)
+    for name, guess in guesses.items():
+        horizons = [k for k in HORIZONS if k <= held.shape[1] - (guess is not None)]
+        ahead = open_loop(step, u, after, own, others, done, alive, horizons=horizons, dims=mask, predict_others=guess)
+        out |= {f"{key}_{name}": value for key, value in ahead.items()}
+    return out
+
+
+class ExpectedOthers:
+    """The others' likeliest actions by an agent's own model of them, for `open_loop` on a batch [B, T].
+
+    It is called once for each step ahead, in order; a memory goes on from the state that it had at each start.
+    """
+
+    def __init__(self, loss: MOALoss, batch: TensorDictBase):
+        previous, actions = loss.model.previous, loss.model.actions
+        self.model, self.ahead = loss.model, 0
+        self.reached = loss.action_loss.infer(batch)[1]
+        encoded = actions.encode(batch[ACTION])
+        known = previous.arrange(torch.ones_like(encoded), *(batch[key] for key in previous.keys[1:]))
+        self.known = known[..., actions.dim :].unflatten(-1, (-1, actions.dim))  # hidden actions stay hidden
+
+    def __call__(self, u: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        """From observation [B, S, N, D], own [B, S, N, E] and others' actions [B, S, N, P, E] of the step before."""
+        rows, network, state = u.shape[:2], self.model.action_model, None
+        joint = torch.cat([own, others.flatten(-2)], -1)
+        inputs = [x.flatten(0, 1) for x in (u, joint, torch.ones_like(u[..., :1]))]
+        if self.reached is not None:
+            state = network.remember(*inputs, self.reached[:, : rows[1]].flatten(0, 1))
+            self.reached = state.unflatten(0, rows)
+        self.ahead += 1
+        likeliest = network.likeliest(network(*inputs, state)).unflatten(0, rows)
+        return likeliest * self.known[:, self.ahead : self.ahead + rows[1]]

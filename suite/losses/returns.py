@@ -89,7 +89,7 @@ class Returns(ValueEstimatorBase):
         reward, done, terminated = (tensordict["next", *key] for key in (REWARD, DONE, TERMINATED))
         if self.reward_moments is not None:
             self.reward_moments.update(reward, self._alive(tensordict) if self.mask_rewards else None)
-            reward = (reward - self.reward_moments.mean) / self.reward_moments.var.sqrt()
+        reward = self.scaled(reward)
         given, next_value = self._values(tensordict)
         value, next_value = self.in_reward_units(given), self.in_reward_units(next_value)
         if self.kind == "gae":
@@ -105,14 +105,29 @@ class Returns(ValueEstimatorBase):
             advantage = target - value
         if self.value_moments is not None:
             self.value_moments.update(target, self._alive(tensordict))
-            target = self.value_moments(target)
-        tensordict[self.value_key], tensordict[self.value_target_key] = given, target
-        tensordict[self.advantage_key] = self._normalized(advantage, self._alive(tensordict))
+        tensordict[self.value_key], tensordict[self.value_target_key] = given, self.in_critic_units(target)
+        tensordict[self.advantage_key] = self.normalized(advantage, self._alive(tensordict))
         return tensordict
+
+    # ------------------------------------------------------------------ units, also for rewards that were imagined
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Rewards as they enter a return: standardised, if that was asked for."""
+        moments = self.reward_moments
+        return reward if moments is None else (reward - moments.mean) / moments.var.sqrt()
 
     def in_reward_units(self, value: Tensor) -> Tensor:
         """What the critic gave, as an expected return."""
         return value if self.value_moments is None else self.value_moments.inverse(value)
+
+    def in_critic_units(self, value: Tensor) -> Tensor:
+        """An expected return as the critic is to predict it."""
+        return value if self.value_moments is None else self.value_moments(value)
+
+    def bootstrap(self, tensors: dict[NestedKey, Tensor]) -> Tensor:
+        """Expected return [..., A, 1] of what the critic reads there, by the target critic if there is one."""
+        read = {key: tensors[key] for key in self.critic_keys}
+        return self.in_reward_units(self.lowered_target(read)[self.value_key])
 
     def step_target(self, batch: TensorDictBase) -> None:
         """Move the target critic towards the critic: theta' += tau (theta - theta'); buffers are copied."""
@@ -158,7 +173,8 @@ class Returns(ValueEstimatorBase):
     def _alive(self, batch: TensorDictBase) -> Tensor | None:
         return None if self.mask is None else batch[self.mask].unsqueeze(-1)
 
-    def _normalized(self, advantage: Tensor, alive: Tensor | None) -> Tensor:
+    def normalized(self, advantage: Tensor, alive: Tensor | None = None) -> Tensor:
+        """Advantages [N, T, A, 1], standardised as asked for."""
         if self.normalize == "none":
             return advantage
         dims = (0, 1, 2, 3) if self.normalize == "batch" else (0, 1, 3)

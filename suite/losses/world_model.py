@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from suite.losses.common import Loss
 from suite.modules.gaussian import weighted_mean
 from suite.modules.state_model import StateModel
-from suite.specs import ACTION, GROUP, OBSERVATION, Specs
+from suite.modules.world_model import symexp, symlog
+from suite.specs import GROUP, OBSERVATION, TERMINATED, Specs
+from suite.state_metrics import observation_prediction
 
 TASK_REWARD = ("next", GROUP, "task_reward")  # [N, T, A, 1], before any shaping
 NEXT_OBSERVATION = ("next", *OBSERVATION)
@@ -27,36 +29,67 @@ class WorldModelLoss(Loss):
 
     u is the standardised observation, the mean also runs over its features; targets are constants. It is written in
     the next convention (input o_t, a_t), which equals the loss on (o_{t-1}, a_{t-1}) shifted by a step, uses the last
-    transition, and sees the true last observation of an episode.
+    transition, and sees the true last observation of an episode. A world model that predicts whether the episode goes
+    on adds the binary cross-entropy with "not terminated". The members of an ensemble learn from the same minibatches
+    and differ by their initial weights (Lakshminarayanan et al. 2017); L is the mean of their losses.
 
     Args:
         model: holds world model, action encoding and scaler. reward_scale: 0-d tensor that rewards are divided by.
-        huber: Huber error (threshold 1) for rewards.
+        huber: Huber error (threshold 1) for rewards. symlog_reward: predict symlog(r) instead of r / scale.
+        shared_reward: predict one reward for all agents, their mean.
     """
 
     def __init__(self, specs: Specs, model: StateModel, reward_scale: Tensor, *, obs_coef: float = 1.0,
-                 reward_coef: float = 1.0, huber: bool = False):
-        super().__init__([OBSERVATION, ACTION, NEXT_OBSERVATION, TASK_REWARD, *([specs.alive] if specs.alive else [])])
+                 reward_coef: float = 1.0, huber: bool = False, symlog_reward: bool = False,
+                 shared_reward: bool = False):
+        continues = [("next", *TERMINATED)] if model.world_model.continues else []
+        super().__init__([OBSERVATION, *model.previous.keys, NEXT_OBSERVATION, TASK_REWARD, *continues,
+                          *([specs.alive] if specs.alive else [])])
         self.model, self.alive, self.huber = model, specs.alive, huber
         self.obs_coef, self.reward_coef = obs_coef, reward_coef
+        self.symlog, self.shared_reward = symlog_reward, shared_reward
         self.register_buffer("reward_scale", reward_scale)
+
+    def inputs(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """What the world model reads of a step: u_t and a_t."""
+        return self.model.scaler(td[OBSERVATION]), self.model.joint_action(td)
 
     def predict(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Next standardised observation and scaled reward [..., A, 1]."""
-        model = self.model
-        joint = model.previous.visible(model.actions.pack(model.actions.encode(td[ACTION])))
-        return model.world_model(model.scaler(td[OBSERVATION]), joint)
+        return self.model.world_model(*self.inputs(td))
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Rewards [..., A, 1] as the world model predicts them."""
+        if self.shared_reward:
+            reward = reward.mean(-2, keepdim=True).expand_as(reward)
+        return symlog(reward) if self.symlog else reward / self.reward_scale
+
+    def unscaled(self, prediction: Tensor) -> Tensor:
+        """Predicted rewards in the task's units."""
+        return symexp(prediction) if self.symlog else prediction * self.reward_scale
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
-        """``loss_obs``, ``loss_reward``."""
-        predicted, reward = self.predict(minibatch)
+        """``loss_obs``, ``loss_reward``, and ``loss_continue`` if that is predicted."""
+        observation, reward, logit = self.model.world_model.each(*self.inputs(minibatch))
         target = self.model.scaler(minibatch[NEXT_OBSERVATION])
-        error = observation_error(predicted, target, self.model.scaler.mask)
+        error = observation_error(observation, target, self.model.scaler.mask).mean(0)
         alive = minibatch[self.alive].to(error.dtype) if self.alive else torch.ones_like(error)
-        wanted = minibatch[TASK_REWARD] / self.reward_scale
+        wanted = self.scaled(minibatch[TASK_REWARD]).expand_as(reward)
         miss = F.huber_loss(reward, wanted, reduction="none") if self.huber else (reward - wanted).square()
-        return TensorDict({"loss_obs": self.obs_coef * weighted_mean(error, alive),
-                           "loss_reward": self.reward_coef * weighted_mean(miss.squeeze(-1), alive)})
+        out = {"loss_obs": self.obs_coef * weighted_mean(error, alive),
+               "loss_reward": self.reward_coef * weighted_mean(miss.mean(0).squeeze(-1), alive)}
+        if self.model.world_model.continues:
+            goes_on = (~minibatch["next", *TERMINATED]).to(logit.dtype).expand_as(logit)
+            miss = F.binary_cross_entropy_with_logits(logit, goes_on, reduction="none")
+            out["loss_continue"] = weighted_mean(miss.mean(0).squeeze(-1), alive)
+        return TensorDict(out)
+
+    def skill(self, td: TensorDictBase) -> Tensor:
+        """0-d: how much of the error of "nothing changes" is gone, 1 - mse / mse_copy (wm/obs_skill_1)."""
+        (u, joint), scaler = self.inputs(td), self.model.scaler
+        alive = td[self.alive].to(u.dtype) if self.alive else None
+        predicted, after = self.model.world_model(u, joint)[0], scaler(td[NEXT_OBSERVATION])
+        return observation_prediction(predicted, after, u, alive, dims=scaler.mask)["obs_skill_1"]
 
     def networks(self, part: str) -> dict[str, list]:
         """The world model."""

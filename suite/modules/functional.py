@@ -6,8 +6,12 @@ the value of its last observation (``next_value``).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Divergence = Literal["kl", "jsd"]
 
 
 def gae(reward: Tensor, value: Tensor, next_value: Tensor, done: Tensor, terminated: Tensor, *, gamma: float,
@@ -79,16 +83,23 @@ def clipped_value_error(value: Tensor, old_value: Tensor, target: Tensor, *, cli
     return torch.maximum((value - target).square(), (limited - target).square())
 
 
-def influence(own: Tensor, given: Tensor, taken: Tensor) -> Tensor:
-    """How much an agent's action moved another's: KL(P(. | a) || sum_a' pi(a') P(. | a')) (Jaques et al. 2019).
+def influence(own: Tensor, given: Tensor, taken: Tensor, *, divergence: Divergence = "kl") -> Tensor:
+    """How much an agent's action moved another's: D(P(. | a) || sum_a' pi(a') P(. | a')) (Jaques et al. 2019).
 
     ``own`` [..., A] is pi, ``given`` [..., A, P, B] what each of P others would do after each own action, ``taken``
-    int64 [...] the action; returns [..., P].
+    int64 [...] the action; D is the KL divergence, or that of Jensen and Shannon. Returns [..., P].
     """
     marginal = (own[..., None, None] * given).sum(-3)
     index = taken[..., None, None, None].expand(*taken.shape, 1, *given.shape[-2:])
     actual = given.gather(-3, index).squeeze(-3)
-    return (actual * (actual.clamp_min(1e-12).log() - marginal.clamp_min(1e-12).log())).sum(-1)
+    if divergence == "kl":
+        return _categorical_kl(actual, marginal)
+    middle = 0.5 * (actual + marginal)
+    return 0.5 * (_categorical_kl(actual, middle) + _categorical_kl(marginal, middle))
+
+
+def _categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.clamp_min(1e-12).log() - q.clamp_min(1e-12).log())).sum(-1)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,6 +3,9 @@
 At step t agent i has seen o_{t-1}, the joint action a_{t-1} and o_t. N agents, observations of size D, encoded actions
 of size E (choices, or the length of a continuous action), P = N - 1 others; u is the standardised observation. All
 parameters are shared between agents, which are told apart by a one-hot id.
+
+With a memory of size H, the model of the others and the student each have a GRU after their first layer. Its state is
+carried by the collector like the step before; a loss runs whole sequences from the first stored state, a constant.
 """
 
 from __future__ import annotations
@@ -12,30 +15,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.modules.networks import AgentInput, mlp, others_index
+from suite.modules.gaussian import LOG_SQRT_2PI
+from suite.modules.networks import AgentGRU, AgentInput, mlp, others_index
 from suite.modules.normalizer import RunningMoments
-from suite.specs import GROUP, Specs
+from suite.modules.world_model import WorldModel
+from suite.specs import ACTION, GROUP, OBSERVATION, Specs
 
 PREV_OBSERVATION = (GROUP, "prev_observation")  # [N, T, A, D], zeros at an episode's first step
 PREV_ACTION = (GROUP, "prev_joint_action")  # [N, T, A, A E], own action first, then the others' in ascending order
 PREV_VALID = (GROUP, "prev_valid")  # [N, T, A, 1], 1 if the step before lies in the same episode
 PAST = (PREV_OBSERVATION, PREV_ACTION, PREV_VALID)
+ACTION_MEMORY = (GROUP, "action_memory")  # [N, T, A, H], of the model of the others, before the step
+LATENT_MEMORY = (GROUP, "latent_memory")  # [N, T, A, H], of the student
+MEMORY = (ACTION_MEMORY, LATENT_MEMORY)
 LATENT = (GROUP, "z")
 
-OthersActions = Literal["all", "own"]
+OthersActions = Literal["all", "visible", "own"]
+ActionInputs = Literal["prev", "prev+obs"]
 PolicyLatent = Literal["mean", "sample", "mean_logstd"]
 PARTS = ("obs", "moa", "wm_residual")
 LIMIT = 10.0  # of standardised observations
 LOG_SIGMA = (-5.0, 2.0)
 ACTION_LOG_SIGMA = (-3.0, 1.0)
+MASKED_LOGIT = -1e9
 
 
 class JointActions(nn.Module):
-    """Encodes actions (one-hot, or mapped from their bounds to [-1, 1]) and arranges them as each agent sees them."""
+    """Encodes actions (one-hot, or mapped from their bounds to [-1, 1]) and arranges them as each agent sees them.
+
+    Dimensions that an agent does not have are zeros.
+    """
 
     def __init__(self, specs: Specs):
         super().__init__()
@@ -47,12 +60,14 @@ class JointActions(nn.Module):
         if not specs.discrete:
             self.register_buffer("middle", (specs.high + specs.low) / 2, persistent=False)
             self.register_buffer("reach", (specs.high - specs.low) / 2, persistent=False)
+        self.register_buffer("unpadded", specs.action_mask, persistent=False)
 
     def encode(self, action: Tensor) -> Tensor:
         """int64 [..., N] or float [..., N, d] -> float [..., N, E]."""
         if self.choices is not None:
             return F.one_hot(action, self.choices).float()
-        return (action - self.middle) / self.reach
+        encoded = (action - self.middle) / self.reach
+        return encoded if self.unpadded is None else encoded * self.unpadded
 
     def of_others(self, x: Tensor) -> Tensor:
         """[..., N, d] -> [..., N, P, d]: what belongs to the others of each agent."""
@@ -66,7 +81,11 @@ class JointActions(nn.Module):
 class PreviousStep(nn.Module):
     """Hands observation and joint action on to the next step: the last module of a policy whose encoders read them.
 
-    ``others`` "own" hides the other agents' actions.
+    ``others`` "own" hides the other agents' actions, "visible" those of agents out of sight. An action that the
+    environment overrides did not happen: it is zero for everybody.
+
+    Attributes:
+        keys: what `joint` reads.
     """
 
     def __init__(self, specs: Specs, actions: JointActions, others: OthersActions):
@@ -75,18 +94,31 @@ class PreviousStep(nn.Module):
         self.actions, self.others = actions, others
         self.carried: dict[NestedKey, tuple[int, ...]] = {PREV_OBSERVATION: (n, specs.obs_dim), PREV_ACTION: (n, n * e),
                                                          PREV_VALID: (n, 1)}
+        known = {"controlled": specs.controlled, "visible": specs.visible if others == "visible" else None}
+        self.known = [name for name, key in known.items() if key]
+        self.keys: list[NestedKey] = [ACTION, *(known[name] for name in self.known)]
 
-    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, observation: Tensor, *acted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three entries of `PAST` as the next step will read them."""
-        joint = self.visible(self.actions.pack(self.actions.encode(action)))
-        return observation, joint, torch.ones_like(observation[..., :1])
+        return observation, self.joint(*acted), torch.ones_like(observation[..., :1])
 
-    def visible(self, joint: Tensor) -> Tensor:
-        """The joint action with what the agent cannot see as zeros."""
+    def joint(self, action: Tensor, *known: Tensor) -> Tensor:
+        """What each agent knows of the joint action [..., N, N E]; the inputs are those of `keys`."""
+        return self.arrange(self.actions.encode(action), *known)
+
+    def arrange(self, encoded: Tensor, *known: Tensor) -> Tensor:
+        """The same from encoded actions [..., N, E]; ones give the mask of what is known."""
+        facts = dict(zip(self.known, known, strict=True))
+        if "controlled" in facts:
+            encoded = encoded * facts["controlled"].unsqueeze(-1)
+        return self._seen(self.actions.pack(encoded), facts.get("visible"))
+
+    def _seen(self, joint: Tensor, visible: Tensor | None) -> Tensor:
         if self.others == "all":
             return joint
-        own = torch.arange(joint.shape[-1], device=joint.device) < self.actions.dim
-        return joint * own
+        if self.others == "own":
+            return joint * (torch.arange(joint.shape[-1], device=joint.device) < self.actions.dim)
+        return joint * F.pad(visible, (1, 0), value=1.0).repeat_interleave(self.actions.dim, -1)
 
 
 class Scaler(nn.Module):
@@ -107,70 +139,102 @@ class Scaler(nn.Module):
         return scaled.clamp(-LIMIT, LIMIT) * self.mask
 
 
+class Memory(nn.Module):
+    """A layer and a GRU over an agent's steps, whose state starts from zero where the past is not valid.
+
+    Inputs [R, A, d] are one step each, from their own states [R, A, H]; [N, T, A, d] are sequences, of whose stored
+    states [N, T, A, H] only the first is read.
+    """
+
+    def __init__(self, in_dim: int, cell: int, memory_dim: int):
+        super().__init__()
+        self.layer = mlp(in_dim, None, None, cells=[cell], activation="relu", init="orthogonal")
+        self.gru = AgentGRU(cell, memory_dim, None, init="orthogonal")
+
+    def forward(self, x: Tensor, valid: Tensor, before: Tensor) -> Tensor:
+        """The state after each step, [..., A, H]; ``valid`` [..., A, 1] is zero at an episode's first step."""
+        return self.gru(self.layer(x), before, valid.squeeze(-1) == 0)[0]
+
+
 class ActionModel(nn.Module):
     """Predicts each other agent's present action from the step before (the "model of other agents", MOA).
 
-    Discrete actions: logits [..., N, P, E]. Continuous ones: mean and log-sigma, the latter in [-3, 1].
+    "prev+obs" as ``inputs`` also shows it the present observation, which ``seen`` then has behind the one before.
+
+    Discrete actions: logits [..., N, P, E]. Continuous ones: mean and log-sigma, the latter in [-3, 1]. Choices that
+    an agent does not have are impossible; dimensions that it does not have are known, and cost nothing.
     """
 
-    def __init__(self, specs: Specs, cells: Sequence[int]):
+    def __init__(self, specs: Specs, cells: Sequence[int], memory_dim: int = 0, inputs: ActionInputs = "prev"):
         super().__init__()
         n, e = specs.n_agents, specs.action_dim
+        self.sees_present = inputs == "prev+obs"
         self.discrete, self.shape = specs.discrete, (n - 1, e if specs.discrete else 2 * e)
         self.assemble = AgentInput(n, agent_id=True)
-        self.net = mlp(specs.obs_dim + n * e + 1 + n, (n - 1) * self.shape[1], None, cells=cells, activation="relu",
-                       init="orthogonal", out_gain=0.01)
+        self.register_buffer("unpadded", None if specs.action_mask is None else specs.action_mask[others_index(n)],
+                             persistent=False)  # [N, P, E]
+        in_dim = specs.obs_dim * (1 + self.sees_present) + n * e + 1 + n
+        self.memory = Memory(in_dim, cells[0], memory_dim) if memory_dim else None
+        self.net = mlp(memory_dim or in_dim, (n - 1) * self.shape[1], None, cells=cells[1:] if memory_dim else cells,
+                       activation="relu", init="orthogonal", out_gain=0.01)
 
-    def forward(self, u_prev: Tensor, joint: Tensor, valid: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """From u_{t-1} [..., N, D], a_{t-1} [..., N, N E] and validity [..., N, 1]."""
-        out = self.net(self.assemble(u_prev, joint, valid)).unflatten(-1, self.shape)
+    def remember(self, seen: Tensor, joint: Tensor, valid: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """The memory's state after the step before, from the one ahead of it; None without a memory."""
+        if self.memory is None:
+            return None
+        return self.memory(self.assemble(seen, joint, valid), valid, before)
+
+    def forward(self, seen: Tensor, joint: Tensor, valid: Tensor,
+                state: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """From u_{t-1} [..., N, D], a_{t-1} [..., N, N E], validity [..., N, 1] and what `remember` made of them."""
+        x = self.assemble(seen, joint, valid) if state is None else state
+        out = self.net(x).unflatten(-1, self.shape)
         if self.discrete:
-            return out
+            return out if self.unpadded is None else out.masked_fill(~self.unpadded, MASKED_LOGIT)
         mean, log_sigma = out.chunk(2, -1)
-        return mean, log_sigma.clamp(*ACTION_LOG_SIGMA)
+        log_sigma = log_sigma.clamp(*ACTION_LOG_SIGMA)
+        if self.unpadded is None:
+            return mean, log_sigma
+        return torch.where(self.unpadded, mean, 0.0), torch.where(self.unpadded, log_sigma, -LOG_SQRT_2PI)
+
+    def likeliest(self, prediction: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """[..., N, P, E]: one-hot choices, or means inside the bounds, as actions are encoded."""
+        if self.discrete:
+            return F.one_hot(prediction.argmax(-1), prediction.shape[-1]).float()
+        return prediction[0].clamp(-1, 1)
 
     def feature(self, prediction: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """[..., N, P E] probabilities, or [..., N, 2 P E] means and log-sigmas."""
         return (prediction.softmax(-1) if self.discrete else torch.cat(prediction, -1)).flatten(-2)
 
 
-class WorldModel(nn.Module):
-    """Predicts an agent's next standardised observation (as a change) and its reward from the joint action.
-
-    Its output layer starts at zero: the first prediction is that nothing changes.
-    """
-
-    def __init__(self, specs: Specs, cells: Sequence[int]):
-        super().__init__()
-        n = specs.n_agents
-        self.assemble = AgentInput(n, agent_id=True)
-        self.net = mlp(specs.obs_dim + n * specs.action_dim + n, specs.obs_dim + 1, None, cells=cells,
-                       activation="relu", init="orthogonal", out_gain=0.0)
-
-    def forward(self, u: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """From u_t [..., N, D] and a_t [..., N, N E]: u_{t+1} and reward [..., N, 1]."""
-        change, reward = self.net(self.assemble(u, joint)).tensor_split([-1], -1)
-        return u + change, reward
-
-
 class GaussianEncoder(nn.Module):
     """Mean and clamped log-sigma [..., N, k] of a latent; starts at sigma = 1."""
 
-    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int]):
+    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int], memory_dim: int = 0):
         super().__init__()
-        self.net = mlp(in_dim, 2 * latent_dim, None, cells=cells, activation="relu", init="orthogonal", out_gain=0.1)
+        self.memory = Memory(in_dim, cells[0], memory_dim) if memory_dim else None
+        self.net = mlp(memory_dim or in_dim, 2 * latent_dim, None, cells=cells[1:] if memory_dim else cells,
+                       activation="relu", init="orthogonal", out_gain=0.1)
         with torch.no_grad():
             self.net[-1].weight[latent_dim:] = 0
 
+    def remember(self, *inputs: Tensor, valid: Tensor, before: Tensor | None) -> Tensor | None:
+        """The memory's state after these inputs, from the one before them; None without a memory."""
+        return None if self.memory is None else self.memory(torch.cat(inputs, -1), valid, before)
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Concatenates its inputs."""
+        """Concatenates its inputs; with a memory, its state is the only one."""
         mean, log_sigma = self.net(torch.cat(inputs, -1)).chunk(2, -1)
         return mean, log_sigma.clamp(*LOG_SIGMA)
 
 
 @dataclass
 class Inferred:
-    """What the state model makes of one step: features x and context c, predictions, and the latent's Gaussian."""
+    """What the state model makes of one step: features x and context c, predictions, and the latent's Gaussian.
+
+    ``memory``: the states after the step, of the model of the others and of the student; empty without a memory.
+    """
 
     u: Tensor
     x: Tensor
@@ -178,56 +242,99 @@ class Inferred:
     action: Tensor | tuple[Tensor, Tensor]
     mean: Tensor
     log_sigma: Tensor
+    memory: tuple[Tensor, ...] = ()
+
+    @property
+    def student_inputs(self) -> tuple[Tensor, ...]:
+        """All that the student's latent follows from, for a teacher that must know no less: x, c, its state; fixed."""
+        return self.x.detach(), self.context, *(state.detach() for state in self.memory[1:])
 
 
 class StateModel(nn.Module):
     """Observation, past and id -> latent: everything of the method that acts.
 
     x = [u; predicted actions of the others; u - predicted u], standardised; c = [u_{t-1}; a_{t-1}; id; valid];
-    z ~ N(student(x, c)). Predictions count only where the past is valid. ``parts`` chooses the blocks of x;
-    No gradient passes from x into the models that made it.
+    z ~ N(student(x, c)). Predictions count only where the past is valid. ``parts`` chooses the blocks of x. No gradient
+    passes from x into the models that made it, unless ``grad_to_actions`` lets it into the model of the others.
+
+    Attributes:
+        keys: what `infer` reads.
     """
 
     def __init__(self, specs: Specs, *, latent_dim: int, cells: Sequence[int], parts: Sequence[str],
-                 others: OthersActions):
+                 others: OthersActions, action_inputs: ActionInputs = "prev", memory_dim: int = 0,
+                 grad_to_actions: bool = False, members: int = 1, continues: bool = False):
         super().__init__()
         n, d, e = specs.n_agents, specs.obs_dim, specs.action_dim
-        self.parts, self.actions = tuple(parts), JointActions(specs)
+        self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
+        self.grad_to_actions = grad_to_actions
         self.previous = PreviousStep(specs, self.actions, others)
         self.scaler = Scaler(d)
-        self.action_model = ActionModel(specs, cells)
-        self.world_model = WorldModel(specs, cells)
+        self.action_model = ActionModel(specs, cells, memory_dim, action_inputs)
+        self.world_model = WorldModel(specs, cells, members=members, continues=continues)
         sizes = {"obs": d, "moa": (n - 1) * e * (1 if specs.discrete else 2), "wm_residual": d}
         self.x_dim, self.context_dim = sum(sizes[part] for part in parts), d + n * e + n + 1
         self.x_scaler = Scaler(self.x_dim)
-        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells)
+        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim)
         self.register_buffer("ids", torch.eye(n), persistent=False)
+        self.keys: list[NestedKey] = [OBSERVATION, *PAST, *(MEMORY if memory_dim else ())]
 
-    def raw_features(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-        """u, unscaled x, and the prediction of the others' actions (with gradient)."""
-        u, u_prev = self.scaler(observation), self.scaler(prev) * valid
-        prediction = self.action_model(u_prev, joint, valid)
+    def joint_action(self, td: TensorDictBase) -> Tensor:
+        """What each agent knows of the joint action of a step [..., N, N E]."""
+        return self.previous.joint(*(td[key] for key in self.previous.keys))
+
+    def predict_actions(self, prev: Tensor, joint: Tensor, valid: Tensor, before: Tensor | None = None, *,
+                        observation: Tensor | None = None) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None]:
+        """The others' present actions from the step before, and the state of the memory after it.
+
+        ``observation``: the present one, which is read if the model of the others sees it.
+        """
+        seen = self.scaler(prev) * valid
+        if self.action_model.sees_present:
+            seen = torch.cat([seen, self.scaler(observation)], -1)
+        state = self.action_model.remember(seen, joint, valid, before)
+        return self.action_model(seen, joint, valid, state), state
+
+    def raw_features(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor,
+                     *before: Tensor) -> tuple[Tensor, ...]:
+        """u, unscaled x, the prediction of the others' actions (with gradient), and its memory's state."""
+        u = self.scaler(observation)
+        prediction, state = self.predict_actions(prev, joint, valid, *before[:1], observation=observation)
         blocks = {"obs": u}
-        with torch.no_grad():
-            if "moa" in self.parts:
-                blocks["moa"] = self.action_model.feature(prediction) * valid
-            if "wm_residual" in self.parts:
-                blocks["wm_residual"] = (u - self.world_model(u_prev, joint)[0]) * valid
-        return u, torch.cat([blocks[part] for part in self.parts], -1), prediction
+        if "moa" in self.parts:
+            feature = self.action_model.feature(prediction) * valid
+            blocks["moa"] = feature if self.grad_to_actions else feature.detach()
+        if "wm_residual" in self.parts:
+            with torch.no_grad():
+                blocks["wm_residual"] = (u - self.world_model(self.scaler(prev) * valid, joint)[0]) * valid
+        return u, torch.cat([blocks[part] for part in self.parts], -1), prediction, state
 
-    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor) -> Inferred:
-        """Everything known at a step; gradients reach the student, and the action model through its prediction."""
-        u, x, prediction = self.raw_features(observation, prev, joint, valid)
-        x = self.x_scaler(x.detach())
+    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor) -> Inferred:
+        """Everything known at a step; gradients reach the student, and the action model through its prediction.
+
+        ``before``: both states of the memory ahead of the step, if there is one; see `Memory` for sequences.
+        """
+        u, x, prediction, state = self.raw_features(observation, prev, joint, valid, *before)
+        x = self.x_scaler(x)
         ids = self.ids.expand(*u.shape[:-1], -1)
         context = torch.cat([self.scaler(prev) * valid, joint, ids, valid], -1)
-        return Inferred(u, x, context, prediction, *self.student(x, context))
+        if not before:
+            return Inferred(u, x, context, prediction, *self.student(x, context))
+        reached = self.student.remember(x, context, valid=valid, before=before[1])
+        return Inferred(u, x, context, prediction, *self.student(reached), memory=(state, reached))
+
+    def infer_batch(self, td: TensorDictBase) -> Inferred:
+        """`infer` for frames [...], or with a memory for sequences [N, T]."""
+        return self.infer(*(td[key] for key in self.keys))
 
 
 class PolicyInput(nn.Module):
     """The latent (and, if asked, the predicted actions) as the actor reads it; no gradient.
 
     ``shuffle`` hands every environment the latent of another one: a control that has all but the information.
+
+    Attributes:
+        in_keys, out_keys: of its TensorDictModule; a memory is read and handed on to the next step.
     """
 
     def __init__(self, model: StateModel, latent: PolicyLatent, *, with_latent: bool = True,
@@ -235,16 +342,31 @@ class PolicyInput(nn.Module):
         super().__init__()
         self.model, self.latent, self.shuffle = model, latent, shuffle
         self.with_latent, self.with_actions = with_latent, with_actions
+        carried = MEMORY if model.memory_dim else ()
+        self.carried: dict[NestedKey, tuple[int, ...]] = {key: (len(model.ids), model.memory_dim) for key in carried}
+        self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in carried)]
 
-    def forward(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor) -> Tensor:
-        """[..., N, k], or [..., N, 2 k] for ``mean_logstd``; predicted actions are appended."""
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """[..., N, k], or [..., N, 2 k] for ``mean_logstd``; predicted actions are appended; then both new states.
+
+        With a memory too, every row is one step from the states given with it, whatever the leading dimensions.
+        """
         with torch.no_grad():
-            known = self.model.infer(observation, prev, joint, valid)
-            parts = []
-            if self.with_latent:
-                parts = {"mean": [known.mean], "mean_logstd": [known.mean, known.log_sigma]}.get(self.latent) or [
-                    known.mean + known.log_sigma.exp() * torch.randn_like(known.mean)]
-            if self.with_actions:
-                parts.append(self.model.action_model.feature(known.action) * valid)
-            out = torch.cat(parts, -1)
-            return out[torch.randperm(len(out), device=out.device)] if self.shuffle else out
+            rows = inputs[0].shape[:-2]
+            known = self.model.infer(*((x.flatten(0, -3) for x in inputs) if self.carried else inputs))
+            out = [self._read(known), *known.memory]
+            if self.carried:
+                out = [x.unflatten(0, rows) for x in out]
+            if self.shuffle:
+                out[0] = out[0][torch.randperm(len(out[0]), device=out[0].device)]
+            return tuple(out) if self.carried else out[0]
+
+    def _read(self, known: Inferred) -> Tensor:
+        parts = []
+        if self.with_latent:
+            parts = {"mean": [known.mean], "mean_logstd": [known.mean, known.log_sigma]}.get(self.latent) or [
+                known.mean + known.log_sigma.exp() * torch.randn_like(known.mean)]
+        if self.with_actions:
+            valid = known.context[..., -1:]
+            parts.append(self.model.action_model.feature(known.action) * valid)
+        return torch.cat(parts, -1)

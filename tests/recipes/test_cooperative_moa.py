@@ -7,9 +7,9 @@ import torch
 
 import recipes.cooperative as recipe
 from suite.losses.world_model import TASK_REWARD
-from suite.modules.state_model import LATENT, PAST, PREV_VALID
+from suite.modules.state_model import LATENT, PREV_VALID
 from suite.run import MemoryRun
-from suite.specs import ACTION, LOG_PROB, OBSERVATION, PRIVILEGED, REWARD
+from suite.specs import ACTION, LOG_PROB, PRIVILEGED, REWARD
 from tests.small import config, make_toy, train, weights
 
 DISCRETE = {"is_discrete": True}
@@ -50,15 +50,17 @@ def _first(cfg, part):
     {"free_bits_dim": 0.1}, {"free_nats": 1.0}, {"actor_inputs": "obs"}, {"actor_inputs": "obs+z+moa"},
     {"actor_inputs": "obs+moa"}, {"policy_latent": "sample"}, {"policy_latent": "mean_logstd"}, {"critic_z": False},
     {"others_actions": "own"}, {"huber": True}, {"curiosity": 0.1}, {"alpha_warmup": 0.0},
-    {"shuffle_z": True},
+    {"shuffle_z": True}, {"cvae_grad_to_moa": True}, {"moa_inputs": "prev+obs"},
+    {"memory": "gru", "memory_dim": 6}, {"memory": "gru", "memory_dim": 6, "actor_inputs": "obs"},
+    {"memory": "gru", "memory_dim": 6, "memory_chunk": 1, "use_teacher": False, "depth": 2},
     {"curiosity": 0.1, "policy_latent": "sample", "actor_inputs": "obs+z+moa", "others_actions": "own"},
 ], ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
 def test_every_switch_trains(options, actions):
     trainer = moved(moa(actions=actions, options=options))
     names = set().union(*trainer.run.rows)
-    expected = {f"moa/{name}" for name in ("loss_moa", "loss_obs", "loss_reward", "loss_rec", "loss_kl", "loss_teacher",
-                                           "kl", "grad_norm_moa", "grad_norm_world_model", "grad_norm_student",
-                                           "grad_norm_teacher")}
+    teacher = ("loss_teacher", "grad_norm_teacher") if options.get("use_teacher", True) else ()
+    expected = {f"moa/{name}" for name in ("loss_moa", "loss_obs", "loss_reward", "loss_rec", "loss_kl", "kl",
+                                           "grad_norm_moa", "grad_norm_world_model", "grad_norm_student", *teacher)}
     assert expected <= names and ("moa/accuracy" in names) == (actions == "discrete")
     assert ("reward/curiosity" in names) == ("curiosity" in options)
 
@@ -97,6 +99,23 @@ def test_it_goes_with_every_kind_of_learner(change):
     moved(moa(**change))
 
 
+REMEMBERING = {"memory": "gru", "memory_dim": 6}
+
+
+@pytest.mark.parametrize("change", [
+    {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}, {"algorithm": "ippo"}, {"algorithm": "maa2c"},
+    {"fast_collector": False}, {"task_options": {"mask": True}}, {"recompute_advantage": True}, {"target_tau": 0.5},
+    {"autocast": True}, {"minibatch_size": None}], ids=str)
+def test_a_memory_goes_with_every_learner_on_policy(change):
+    moved(moa(options=REMEMBERING, **change))
+
+
+@pytest.mark.parametrize("algorithm, actions", [("qmix", "discrete"), ("vdn", "discrete"), ("maddpg", "continuous")])
+def test_a_memory_does_not_learn_from_replay(algorithm, actions):
+    with pytest.raises(ValueError, match=r"memory 'gru' of loss 'moa' .* use mappo, ippo, maa2c or ia2c"):
+        recipe.make_trainer(moa(options=REMEMBERING, algorithm=algorithm, actions=actions), MemoryRun())
+
+
 # ---------------------------------------------------------------------- what acts
 
 
@@ -110,6 +129,7 @@ def trained(**changes):
 
 @pytest.mark.parametrize("actions", ["discrete", "continuous"])
 @pytest.mark.parametrize("change", [{}, {"options": {"policy_latent": "sample"}}, {"actor_recurrent_dim": 6},
+                                    {"options": REMEMBERING},
                                     {"options": {"actor_inputs": "obs+z+moa", "curiosity": 1.0}}], ids=str)
 def test_the_ratio_is_one_before_the_first_step(change, actions):
     """The latent that acted is stored and used again, whatever has become of its encoder meanwhile."""
@@ -126,14 +146,22 @@ def test_the_ratio_is_one_before_the_first_step(change, actions):
     assert 0 < batch[PREV_VALID].mean() < 1
 
 
-def test_the_critic_reads_the_latent_of_the_next_step_too():
-    """What the return estimator computes at ("next", ...) is the latent that acts one step later."""
-    trainer, batch = trained()
-    [estimator] = trainer.estimators
-    after = estimator.encoder({key: batch["next", *key] for key in (OBSERVATION, *PAST)})[LATENT]
+@pytest.mark.parametrize("options", [{}, REMEMBERING], ids=str)
+def test_the_critic_reads_the_latent_of_the_next_step_too(options):
+    """What the return estimator computes at ("next", ...) is the latent that acts one step later.
+
+    At an episode's end nobody acts on it: there it is one more step of that episode, from what is remembered of it.
+    """
+    trainer, batch = trained(options=options)
+    [estimator], model = trainer.estimators, trainer.losses[0].model
+    assert set(estimator.next_keys) >= set(model.keys)
+    after = estimator.encoder({key: batch["next", *key] for key in model.keys})[LATENT]
     running = ~batch["next", "done"][:, :-1, :, None].expand(-1, -1, 2, 3)
     assert torch.allclose(after[:, :-1][running], batch[LATENT][:, 1:][running], atol=1e-6)
     assert not torch.allclose(after[:, :-1][~running], batch[LATENT][:, 1:][~running], atol=1e-3)
+    longer = torch.stack([batch.select(*model.keys)[:, -1], batch["next"].select(*model.keys)[:, -1]], 1)
+    with torch.no_grad():
+        assert torch.allclose(after[:, -1], model.infer_batch(longer).mean[:, 1], atol=1e-6)
 
 
 def test_the_world_model_learns_the_tasks_reward_whatever_curiosity_adds():
@@ -144,14 +172,15 @@ def test_the_world_model_learns_the_tasks_reward_whatever_curiosity_adds():
     assert torch.equal(batch[TASK_REWARD], task) and not torch.allclose(batch["next", *REWARD], task)
 
 
-def test_acting_needs_neither_teacher_nor_decoders_nor_critic():
-    trainer, batch = trained()
+@pytest.mark.parametrize("options", [{}, REMEMBERING], ids=str)
+def test_acting_needs_neither_teacher_nor_decoders_nor_critic(options):
+    trainer, batch = trained(options=options)
     state = trainer.state_dict()
     kept = {"policy": state["policy"]}
     assert not any(word in name for name in kept["policy"] for word in ("teacher", "decoder", "critic"))
-    fresh = recipe.make_trainer(moa(frames=100, seed=9), MemoryRun()).policy
+    fresh = recipe.make_trainer(moa(frames=100, seed=9, options=options), MemoryRun()).policy
     fresh.load_state_dict(kept["policy"])
-    td = batch.select(OBSERVATION, *PAST)
+    td = batch.select(*trainer.losses[0].model.keys)
     with torch.no_grad():
         torch.manual_seed(0)
         expected = trainer.policy(td.clone())

@@ -47,7 +47,17 @@ RUNS = {
     "moa": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0"],
     "moa gru": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "policy_latent=sample", "--actor-recurrent-dim", "6",
                 "--critic-recurrent-dim", "5"],
+    "moa memory": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "memory=gru", "memory_dim=6", "memory_chunk=5"],
     "moa ramp": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.9", "actor_inputs=obs+z+moa"],
+}
+MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "alpha_warmup=0.0",
+          "imagination_skill=0.0", "ensemble=3"]
+RUNS |= {
+    "moa curious": [*NAVIGATION, *PPO, *MODELS, "disagreement=0.1", "latent_surprise=0.1", "curiosity=0.1",
+                    "curiosity_scale=std", "wm_replay=2"],
+    "moa expand": [*NAVIGATION, *PPO, *MODELS, "imagination=expand", "horizon=2", "continue_head=True"],
+    "moa dyna": [*SPREAD, *PPO, *MODELS, "imagination=dyna", "policy_latent=sample", "--value-norm"],
+    "moa decentralised": [*SPREAD, *PPO, *MODELS, "imagination=decentralised", "horizon=4", "shared_reward=True"],
 }
 WHOLE = ["moa ramp"]  # a schedule of the whole run, which a longer run has another of
 
@@ -124,6 +134,13 @@ def test_a_state_model_was_busy_before_and_after_the_break(name, whole):
     assert all(optimizer["state"] for optimizer in optimizers.values())
     trained = (whole(name) / "metrics" / "scalars" / "smpe" / "loss_rec.csv").read_text().splitlines()
     assert [int(row.split(",")[0]) for row in trained] == [k * FRAMES for k in (2, 3, 5, 6)]
+
+
+@pytest.mark.parametrize("name", ["moa expand", "moa dyna", "moa decentralised"])
+def test_imagination_counted_before_and_after_the_break(name, whole):
+    rows = (whole(name) / "metrics" / "scalars" / "imagination" / "active.csv").read_text().splitlines()
+    active = [float(row.split(",")[1]) for row in rows]
+    assert len(active) == 6 and any(active[:3]) and any(active[3:])
 
 
 def test_the_ramp_was_busy_before_and_after_the_break(whole):

@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
-from suite.data import DataSource, Minibatches, Replay, ReplayView, Sequences
+from suite.data import Chunks, DataSource, Minibatches, PreviousBatches, Replay, ReplayView, Sequences
 from suite.specs import ACTION, OBSERVATION
 from tests.batches import assert_unchanged, frozen_copy, make_batch, make_specs
 
@@ -111,6 +111,29 @@ def test_sequences_are_in_random_order():
     torch.manual_seed(0)
     orders = [[m["row"][0, 0].item() for m in Sequences(1, 1)(numbered(), ["row"])] for _ in range(3)]
     assert len(set(map(tuple, orders))) == 3
+
+
+@pytest.mark.parametrize(("length", "size", "shapes"), [(5, 10, [(2, 5)] * 3), (1, 10, [(10, 1)] * 3),
+                                                        (5, None, [(6, 5)])])
+def test_chunks_are_pieces_of_rows_in_order(length, size, shapes):
+    batch = numbered()
+    found = list(Chunks(Sequences(1, size), length)(batch, KEYS))
+    assert [tuple(minibatch.shape) for minibatch in found] == shapes
+    frames = torch.cat([minibatch["frame"] for minibatch in found])
+    assert torch.equal(frames.flatten().sort().values, torch.arange(N * T))
+    assert torch.equal(frames - frames[:, :1], torch.arange(length).expand_as(frames))  # consecutive
+    assert not (frames[:, 0] % length).any()
+    for minibatch in found:
+        check_frames(minibatch, batch)
+
+
+def test_chunks_divide_the_rows_and_follow_their_source():
+    chunks = Chunks(Sequences(1, 10), 2)
+    with pytest.raises(ValueError, match="chunks of 2 steps do not divide a batch of 5 steps"):
+        list(chunks(numbered(), KEYS))
+    more = chunks.with_epochs(3)
+    assert (more.source.epochs, more.source.size, more.length) == (3, 10, 2) and chunks.source.epochs == 1
+    assert chunks.owner is chunks.source
 
 
 # --------------------------------------------------------------- Replay
@@ -243,3 +266,39 @@ def test_impossible_epochs_and_sizes_are_named(cls, epochs, size):
 def test_sources_do_not_know_environments():
     assert not any(isinstance(x, EnvBase) for x in vars(replay_of()).values())
     assert isinstance(next(iter(Minibatches(1)(numbered(), KEYS))), TensorDict)
+
+
+# ---------------------------------------------------------------------- batches before the present one
+
+
+def frames_of(source, batch):
+    return sorted(int(frame) for minibatch in source(batch, KEYS) for frame in minibatch["frame"])
+
+
+def test_previous_batches_are_those_before_the_present_one():
+    source, size = PreviousBatches(Minibatches(1, 7), 2), N * T
+    batches = [numbered(start) for start in range(0, 5 * size, size)]
+    first = [batch["frame"].flatten().tolist() for batch in batches]
+    found = [frames_of(source, batch) for batch in batches]
+    assert found == [[], first[0], first[0] + first[1], first[1] + first[2], first[2] + first[3]]
+
+
+def test_previous_batches_save_and_load():
+    source, batches = PreviousBatches(Minibatches(2, None), 3), [numbered(start) for start in range(0, 200, 30)]
+    for batch in batches[:4]:
+        list(source(batch, KEYS))
+    again, empty = PreviousBatches(Minibatches(2, None), 3), PreviousBatches(Minibatches(2, None), 3)
+    again.load_state_dict(source.state_dict())
+    assert frames_of(again, batches[4]) == frames_of(source, batches[4])
+    assert frames_of(again, batches[5]) == frames_of(source, batches[5])
+    empty.load_state_dict(PreviousBatches(Minibatches(1), 3).state_dict())
+    assert frames_of(empty, batches[0]) == []
+    assert source.with_epochs(5).source.epochs == 5 and source.with_epochs(5).seen == 0
+
+
+def test_previous_batches_are_copies():
+    source, batch = PreviousBatches(Minibatches(1, None), 1), numbered()
+    list(source(batch, KEYS))
+    expected = batch["frame"].flatten().tolist()
+    batch["frame"].fill_(-1)
+    assert frames_of(source, numbered(30)) == expected

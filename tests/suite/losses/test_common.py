@@ -19,7 +19,15 @@ from suite.losses.common import Loss
 from suite.modules import make_actor, make_critic
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.specs import ADVANTAGE, ALIVE, DONE, GROUP, OBSERVATION, REWARD, TERMINATED, VALUE, VALUE_TARGET, Specs
-from tests.batches import STATE_MODEL_OPTIONS, assert_unchanged, frozen_copy, make_batch, make_past_batch, make_specs
+from tests.batches import (
+    STATE_MODEL_OPTIONS,
+    assert_unchanged,
+    frozen_copy,
+    make_batch,
+    make_learner,
+    make_past_batch,
+    make_specs,
+)
 from tests.toy import ToyEnv
 
 torch.set_num_threads(1)
@@ -80,6 +88,8 @@ CASES = {
     "maddpg encoded": ("continuous", lambda s: maddpg(s, {LATENT: 2}, encoders=[encoder()]), True),
     **{f"{name} {kind}": (kind, cls, True)
        for name, cls in STATE_MODELS.items() for kind in ("discrete", "continuous")},
+    **{f"moa recurrent {kind}": (kind, partial(STATE_MODELS["moa"], memory="gru", memory_dim=5), False)
+       for kind in ("discrete", "continuous")},
 }
 TRAINED = {name: case for name, case in CASES.items() if case[1] is not NoLoss}
 
@@ -90,7 +100,7 @@ def make(name, seed=0):
     kind, factory, flat = CASES[name]
     specs = make_specs(kind)
     batch = make_batch(specs, hidden=0 if flat else 5, critic_rows=0 if flat else 1)
-    batch.update(make_past_batch(specs, *batch.shape))
+    batch.update(make_past_batch(specs, *batch.shape, memory=0 if flat else 5))
     return factory(specs), batch.reshape(-1) if flat else batch
 
 
@@ -227,7 +237,9 @@ def test_what_a_state_model_brings_fits_the_recipe(name, cls, kind):
     before = frozen_copy(batch)
     make_returns = partial(Returns, kind="nstep", gamma=0.9, lmbda=1.0, n=2, target_tau=None)
     new_critic = partial(make_critic, recurrent_dim=0, **COMMON)
-    estimators = loss.estimators(make_returns, new_critic, new_critic(specs, {}, centralized=True))
+    learner = make_learner(make_returns, new_critic, new_critic(specs, {}, centralized=True))
+    estimators = loss.estimators(learner)
+    assert loss.companions(learner) == {} and loss.metrics() == {}
     loss.receive(batch)
     terms = loss.reward_terms(batch)
     assert_unchanged(batch, before)

@@ -118,11 +118,12 @@ def test_what_the_teacher_sees(kind, hidden):
 
 # decoder of the teacher silent: errors are the squares of the targets; uniform over 5 actions; Gaussian prior term
 # (1/4 + 1 - 1) / 2 + ln 2 = 0.818147181 in each of two dimensions
+@pytest.mark.parametrize("coef", [0.1, 1.0])
 @pytest.mark.parametrize("hidden", [0, 3])
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_teacher_loss_by_hand(kind, hidden, monkeypatch):
+def test_teacher_loss_by_hand(kind, hidden, coef, monkeypatch):
     specs = make_specs(kind, hidden_dim=hidden)
-    loss, td = make_loss(specs, beta_teacher=0.1, teacher_coef=2.0), make_td(specs, 5)
+    loss, td = make_loss(specs, beta_teacher=0.1, teacher_coef=2.0, action_coef=coef), make_td(specs, 5)
     setting(loss, monkeypatch, teacher=(torch.ones(2), torch.full((2,), 0.5).log()))
     with torch.no_grad():
         for parameter in loss.teacher_decoder.parameters():
@@ -131,9 +132,9 @@ def test_teacher_loss_by_hand(kind, hidden, monkeypatch):
     e = 2 * specs.action_dim
     expected = known.x.square().mean() + y[..., :8].square().mean() + 0.1 * 2 * 0.818147181
     if kind == "discrete":
-        expected += math.log(5)
+        expected += coef * math.log(5)
     else:  # two actions of each other: 0.5 a^2 + log sqrt(2 pi)
-        expected += 2 * (0.5 * y[..., 8:8 + e].square().mean() + 0.5 * math.log(2 * math.pi))
+        expected += coef * 2 * (0.5 * y[..., 8:8 + e].square().mean() + 0.5 * math.log(2 * math.pi))
     if hidden:
         expected += y[..., 8 + e:].square().mean()
     assert loss(td)["loss_teacher"].item() == pytest.approx(2 * expected.item(), rel=1e-5)

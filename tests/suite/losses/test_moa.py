@@ -1,4 +1,4 @@
-"""The model of the other agents, the sum of the family's losses, its schedule and its statistics."""
+"""The sum of the family's losses, its schedule, its rewards and its statistics."""
 
 import math
 
@@ -8,9 +8,8 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 from suite.losses import MOALoss
-from suite.losses.moa import ActionModelLoss
 from suite.losses.world_model import NEXT_OBSERVATION, TASK_REWARD
-from suite.modules.state_model import PARTS, PAST, PREV_ACTION, PREV_OBSERVATION, PREV_VALID, StateModel
+from suite.modules.state_model import PAST, PREV_ACTION, PREV_OBSERVATION, PREV_VALID
 from suite.specs import ACTION, ALIVE, OBSERVATION, REWARD, Specs
 from tests.batches import assert_unchanged, make_past_batch, make_specs, shaken
 
@@ -22,18 +21,8 @@ STUDENT = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]).log()
 TEACHER = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0]).log()
 
 
-# ---------------------------------------------------------------------- the model of the others, by hand
-
-
 def hand_specs(**options):
     return Specs(n_agents=2, obs_dim=1, action_dim=3, discrete=True, agent_types=(0, 0), **options)
-
-
-def hand_loss(specs, monkeypatch, logits=LOGITS, **options):
-    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"), **options)
-    out = torch.tensor(logits, requires_grad=True)
-    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: out.expand(*u.shape[:-1], 1, 3))
-    return loss, out
 
 
 def hand_td(actions, valid):
@@ -45,94 +34,6 @@ def hand_td(actions, valid):
     return td
 
 
-# -ln softmax([2, 1, 0]) = 0.407605964, 1.407605964, 2.407605964; the step without a past does not count
-@pytest.mark.parametrize("actions, valid, expected", [
-    ([0], [1], 0.407605964), ([1], [1], 1.407605964), ([2], [1], 2.407605964),
-    ([2, 0, 1, 2], [0, 1, 1, 1], 1.407605964), ([2, 0, 1, 2], [0, 1, 1, 0], 0.907605964),
-    ([2, 0, 1, 2], [0, 0, 0, 0], 0.0)])
-def test_cross_entropy_by_hand(actions, valid, expected, monkeypatch):
-    loss, logits = hand_loss(hand_specs(), monkeypatch)
-    out = loss(hand_td(actions, valid))
-    assert out["loss_moa"].item() == pytest.approx(expected, abs=1e-6)
-    assert out["accuracy"].item() == pytest.approx(sum(v for a, v in zip(actions, valid, strict=True) if a == 0)
-                                                   / max(sum(valid), 1))
-    out["loss_moa"].backward()
-    assert any(valid) == bool(logits.grad.any()) and logits.grad.isfinite().all()
-
-
-def test_probabilities_uniform_logits_and_coefficient(monkeypatch):
-    loss, logits = hand_loss(hand_specs(), monkeypatch, coef=0.5)
-    assert loss(hand_td([1], [1]))["loss_moa"].item() == pytest.approx(0.703802982, abs=1e-6)
-    feature = loss.model.action_model.feature(logits.expand(1, 2, 1, 3))
-    assert_close(feature[0, 0], torch.tensor([0.665240956, 0.244728471, 0.090030573]), rtol=0, atol=1e-6)
-    loss, _ = hand_loss(hand_specs(), monkeypatch, logits=[7.0, 7.0, 7.0])
-    assert loss(hand_td([2], [1]))["loss_moa"].item() == pytest.approx(math.log(3), abs=1e-6)
-
-
-def test_an_agent_that_left_is_neither_modelled_nor_models(monkeypatch):
-    specs = make_specs("discrete", alive=ALIVE)
-    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
-    td = make_past_batch(specs, 1, 2)
-    td[ALIVE] = torch.tensor([[[True, True, True], [True, False, True]]])
-    # others of 0: 1 2; of 1: 0 2; of 2: 0 1
-    assert loss.weights(td)[0].tolist() == [[[0, 0]] * 3, [[0, 1], [0, 0], [1, 0]]]
-    logits = torch.zeros(1, 2, 3, 2, 5)
-    logits[:, 0] = torch.tensor([50.0, 0, 0, 0, 0])
-    logits[0, 1, 0, 0] = logits[0, 1, 1, :] = logits[0, 1, 2, 1] = torch.tensor([50.0, 0, 0, 0, 0])
-    td[ACTION].fill_(3)
-    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: logits)
-    assert loss(td)["loss_moa"].item() == pytest.approx(math.log(5), abs=1e-6)
-
-
-def test_targets_are_what_the_others_do_now():
-    for kind in ("discrete", "continuous"):
-        specs = make_specs(kind)
-        loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
-        td = make_past_batch(specs, 2, 3)
-        target = loss.targets(td)
-        now = td[ACTION] if kind == "discrete" else loss.model.actions.encode(td[ACTION])
-        for i, others in enumerate([(1, 2), (0, 2), (0, 1)]):
-            for place, j in enumerate(others):
-                assert torch.equal(target[:, :, i, place], now[:, :, j])
-
-
-# mean 0, 0.5 and deviations 1, 0.5 against actions 1, 0: 2.144729886
-def test_gaussian_likelihood_by_hand(monkeypatch):
-    specs = Specs(n_agents=2, obs_dim=1, action_dim=2, discrete=False, agent_types=(0, 0), low=-torch.ones(2, 2),
-                  high=torch.ones(2, 2))
-    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
-    out = torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.5]).log()
-    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: tuple(
-        part.expand(*u.shape[:-1], 1, 2) for part in out))
-    td = TensorDict({ACTION: torch.tensor([1.0, 0.0]).expand(3, 2, 2)}, batch_size=[3])
-    td[PREV_VALID], td[PREV_OBSERVATION] = torch.ones(3, 2, 1), torch.zeros(3, 2, 1)
-    td[PREV_ACTION] = torch.zeros(3, 2, 4)
-    out = loss(td)
-    assert set(out.keys()) == {"loss_moa"} and out["loss_moa"].item() == pytest.approx(2.144729886, abs=1e-6)
-
-
-@pytest.mark.parametrize("n", [2, 3])
-def test_deterministic_others_can_be_learned_by_heart(n):
-    torch.manual_seed(0)
-    specs = make_specs("discrete", n_agents=n)
-    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[128, 128], parts=PARTS, others="all"))
-    td = make_past_batch(specs, 256, 2)[:, 1]
-    table = torch.randint(5, (5, 5))  # what each does follows from what it and its neighbour did
-    did = td[ACTION]
-    td[PREV_ACTION] = loss.model.actions.pack(loss.model.actions.encode(did))
-    td[ACTION] = table[did, did.roll(1, -1)]
-    optimizer = torch.optim.Adam(loss.model.action_model.parameters(), lr=1e-3)
-    start = loss(td)["loss_moa"].item()
-    for _ in range(500):
-        out = loss(td)
-        optimizer.zero_grad()
-        out["loss_moa"].backward()
-        optimizer.step()
-        if out["loss_moa"] < 0.05:
-            break
-    assert start == pytest.approx(math.log(5), abs=0.05) and out["loss_moa"].item() < 0.05
-
-
 # ---------------------------------------------------------------------- the whole family
 
 
@@ -142,9 +43,10 @@ def test_the_sum_of_the_losses(monkeypatch):
     loss, td = MOALoss(specs, **SMALL), hand_td([2, 0, 1, 2], [0, 1, 1, 1])
     td[OBSERVATION] = torch.zeros(4, 2, 1)
     td[NEXT_OBSERVATION], td[TASK_REWARD] = torch.full((4, 2, 1), math.sqrt(0.125)), torch.ones(4, 2, 1)
-    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid: (
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid, state: (
         torch.tensor(LOGITS).expand(*u.shape[:-1], 1, 3)))
-    monkeypatch.setattr(loss.model.world_model, "forward", lambda u, joint: (u, torch.full_like(u[..., :1], 0.5)))
+    monkeypatch.setattr(loss.model.world_model, "each", lambda u, joint: (
+        u[None], torch.full_like(u[None, ..., :1], 0.5), u[None, ..., :0]))
     monkeypatch.setattr(loss.model.student, "forward", lambda x, c: tuple(p.expand(*x.shape[:-1], 2) for p in STUDENT))
     monkeypatch.setattr(loss.cvae_loss.teacher, "forward", lambda x, c, y: tuple(
         p.expand(*x.shape[:-1], 2) for p in TEACHER))
@@ -173,13 +75,16 @@ def test_each_weight_scales_its_loss(name, off):
         assert factor == 1 or values[2][key] == 0
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_each_network_learns_from_its_own_loss_only(kind):
+def test_each_network_learns_from_its_own_loss_only(kind, joined):
+    """With ``cvae_grad_to_moa`` the model of the others also learns from what the student makes of it."""
     specs = make_specs(kind, hidden_dim=2, alive=ALIVE)
-    loss, td = shaken(MOALoss(specs, **SMALL, teacher_pull=0.1)), make_past_batch(specs, 3, 4)
+    loss = shaken(MOALoss(specs, **SMALL, teacher_pull=0.1, cvae_grad_to_moa=joined))
+    td, more = make_past_batch(specs, 3, 4), {"moa"} if joined else set()
     networks, before = loss.networks("moa"), td.clone()
     learns = {"loss_moa": {"moa"}, "loss_obs": {"world_model"}, "loss_reward": {"world_model"},
-              "loss_rec": {"student"}, "loss_kl": {"student", "teacher"}, "loss_teacher": {"teacher"}}
+              "loss_rec": {"student"} | more, "loss_kl": {"student", "teacher"} | more, "loss_teacher": {"teacher"}}
     assert networks.keys() == set().union(*learns.values())
     assert sum(len(group) for group in networks.values()) == len(list(loss.parameters()))
     for name, expected in learns.items():

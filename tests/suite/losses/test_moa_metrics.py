@@ -5,8 +5,10 @@ import torch
 
 from suite.data import Minibatches
 from suite.losses import MOALoss
-from suite.specs import IS_INIT, LOGITS
-from tests.batches import make_past_batch, make_specs
+from suite.losses.moa_metrics import ExpectedOthers
+from suite.modules.state_model import PAST
+from suite.specs import ACTION, CONTROLLED, DONE, IS_INIT, LOGITS, OBSERVATION, VISIBLE
+from tests.batches import make_past_batch, make_specs, shaken
 
 torch.set_num_threads(1)
 
@@ -41,6 +43,21 @@ def test_an_untrained_world_model_copies_and_an_untrained_action_model_knows_not
     assert found["moa/ce_floor"] == pytest.approx(math.log(5), abs=1e-6)  # the acting policy was uniform
 
 
+def test_a_model_that_sees_the_present_is_not_rolled_ahead_of_it():
+    """Its own metrics need the observation, which the loss then names."""
+    loss, batch, found = measured("discrete", moa_inputs="prev+obs")
+    assert "wm/obs_skill_1_true" in found and "wm/obs_skill_1_moa" not in found and "wm/obs_skill_1_moa" in measured(
+        "discrete")[2]
+    assert OBSERVATION in loss.action_loss.in_keys
+    batch[OBSERVATION][5:] += 1
+    with torch.no_grad():
+        loss.model.action_model.net[0].weight.fill_(0.1)
+        loss.model.action_model.net[-1].weight.normal_()
+    first = loss.action_loss(batch)["loss_moa"]
+    batch[OBSERVATION] += 1
+    assert loss.action_loss(batch)["loss_moa"] != first
+
+
 def test_held_out_rows_are_not_trained_on():
     loss, batch, _ = measured("discrete")
     seen = []
@@ -63,3 +80,72 @@ def test_controls_and_a_loss_without_held_out_rows_measure_nothing():
     loss, batch, _ = measured("discrete")
     loss.held_out = 0.0
     assert loss.diagnose(batch) == {}
+
+
+# ---------------------------------------------------------------------- open loop, with the others as they are expected
+
+
+def sequence(specs, rows=6, steps=5, memory=0):
+    """Rows that are one episode each, whose past is what happened before."""
+    td = make_past_batch(specs, rows, steps, memory=memory)
+    loss = shaken(MOALoss(specs, latent_dim=3, num_cells=8, memory="gru" if memory else "none", memory_dim=memory or 1))
+    with torch.no_grad():
+        now = td[OBSERVATION], loss.model.joint_action(td)
+    for key, value in zip(PAST[:2], now, strict=True):
+        td[key] = torch.cat([torch.zeros_like(value[:, :1]), value[:, :-1]], 1)
+    td["next", *DONE].zero_()
+    td["next", *OBSERVATION] = torch.cat([td[OBSERVATION][:, 1:], td["next", *OBSERVATION][:, -1:]], 1)
+    return loss, td
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("memory", [0, 4])
+@torch.no_grad()
+def test_expected_others_follow_the_model_of_each_agent(kind, memory):
+    """Fed with what really happened, it says at every step what the model says of the whole row."""
+    specs = make_specs(kind)
+    loss, td = sequence(specs, memory=memory)
+    model, expect = loss.model, ExpectedOthers(loss, td)
+    expected = model.action_model.likeliest(loss.action_loss.predict(td))
+    e = model.actions.dim
+    u, joint = model.scaler(td[OBSERVATION]), model.joint_action(td)
+    own, others = joint[..., :e], joint[..., e:].unflatten(-1, (2, e))
+    for ahead in (1, 2, 3):  # starts are 1, 2, ...; the step before the one that is ahead of each
+        length = 5 - ahead
+        found = expect(*(x[:, ahead - 1 : ahead - 1 + length] for x in (u, own, others)))
+        assert torch.allclose(found, expected[:, ahead:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_an_agent_is_not_told_stays_hidden_in_its_expectations():
+    for others, fact in (("own", None), ("visible", VISIBLE), ("all", CONTROLLED)):
+        specs = make_specs("discrete", **({fact[-1]: fact} if fact else {}))
+        loss, td = MOALoss(make_specs("discrete"), latent_dim=3), make_past_batch(specs, 4, 5)
+        if fact == VISIBLE:
+            td[VISIBLE] = (torch.rand(4, 5, 3, 2) < 0.5).float()
+            told = td[VISIBLE]
+        elif fact == CONTROLLED:
+            td[CONTROLLED] = torch.rand(4, 5, 3) < 0.5
+            told = loss.model.actions.of_others(td[CONTROLLED].float().unsqueeze(-1)).squeeze(-1)
+        else:
+            told = torch.zeros(4, 5, 3, 2)
+        loss = MOALoss(specs, latent_dim=3, others_actions=others)
+        found = ExpectedOthers(loss, td)(torch.randn(4, 3, 3, 4), torch.zeros(4, 3, 3, 5), torch.zeros(4, 3, 3, 2, 5))
+        assert torch.equal(found.sum(-1), told[:, 1:4])
+
+
+def test_true_and_expected_others_are_one_if_the_others_are_known(monkeypatch):
+    """All others always do 3, and are expected to; the world model moves by what they do."""
+    specs = make_specs("discrete")
+    loss, td = sequence(specs, rows=8, steps=5)
+    td[ACTION].fill_(3)
+    td[LOGITS], td[IS_INIT] = torch.zeros(8, 5, 3, 5), torch.zeros(8, 5, 1, dtype=torch.bool)
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid, state: (
+        5.0 * torch.eye(5)[3].expand(*u.shape[:-1], 2, 5)))
+    loss.held_out = 0.5
+    whole, later = loss.diagnose(td), loss.diagnose(td[:, 1:])  # expected others need a step before the first start
+    for k in (1, 3):
+        assert whole[f"wm/obs_skill_{k}_moa"] == pytest.approx(later[f"wm/obs_skill_{k}_true"], abs=1e-5)
+        assert whole[f"wm/obs_skill_{k}_moa"] != 0
+    assert "wm/obs_skill_5_true" in whole and "wm/obs_skill_5_moa" not in whole
+    assert whole["wm/gain_joint"] != 0 and measured("discrete")[2]["wm/gain_joint"] == 0  # it starts as a copy

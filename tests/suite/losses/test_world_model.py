@@ -5,15 +5,16 @@ from torch.testing import assert_close
 
 from suite.losses.world_model import NEXT_OBSERVATION, TASK_REWARD, WorldModelLoss, observation_error
 from suite.modules.state_model import PARTS, StateModel
-from suite.specs import ACTION, ALIVE, OBSERVATION, REWARD, Specs
-from tests.batches import assert_unchanged, make_batch, make_specs
+from suite.specs import ACTION, ALIVE, OBSERVATION, REWARD, TERMINATED, Specs
+from tests.batches import assert_unchanged, make_batch, make_specs, shaken
 
 torch.set_num_threads(1)
 
 
-def make_loss(specs, *, others="all", scale=1.0, **options):
+def make_loss(specs, *, others="all", scale=1.0, members=1, continues=False, **options):
     torch.manual_seed(0)
-    model = StateModel(specs, latent_dim=3, cells=[16], parts=PARTS, others=others)
+    model = StateModel(specs, latent_dim=3, cells=[16], parts=PARTS, others=others, members=members,
+                       continues=continues)
     return WorldModelLoss(specs, model, torch.tensor(scale), **options)
 
 
@@ -31,8 +32,9 @@ def hand_specs(**options):
 
 def predicting(loss, monkeypatch, observation, reward):
     """The network's output, set by hand."""
-    monkeypatch.setattr(loss.model.world_model, "forward", lambda u, joint: (
-        torch.tensor(observation).expand_as(u), torch.as_tensor(reward).expand_as(u[..., :1])))
+    monkeypatch.setattr(loss.model.world_model, "each", lambda u, joint: (
+        torch.tensor(observation).expand_as(u)[None], torch.as_tensor(reward).expand_as(u[None, ..., :1]),
+        u[None, ..., :0]))
 
 
 def test_observation_error_by_hand():
@@ -53,6 +55,52 @@ def test_loss_by_hand(options, observation, reward, monkeypatch):
     assert set(out.keys()) == {"loss_obs", "loss_reward"}
     assert out["loss_obs"].item() == pytest.approx(observation, abs=1e-6)
     assert out["loss_reward"].item() == pytest.approx(reward, abs=1e-6)
+
+
+def test_symlog_rewards_by_hand(monkeypatch):
+    """0.693147181 is wanted of a reward of 1, whatever the scale; 0.5 was predicted."""
+    loss = make_loss(hand_specs(), scale=7.0, symlog_reward=True)
+    predicting(loss, monkeypatch, [1.0, 2.0], 0.5)
+    assert loss(hand_batch())["loss_reward"].item() == pytest.approx(0.193147181**2, abs=1e-6)
+    for options in ({"symlog_reward": True}, {}):
+        loss = make_loss(hand_specs(), scale=7.0, **options)
+        reward = torch.tensor([0.0, 1.0, -9.0, 100.0]).view(2, 2, 1)
+        assert_close(loss.unscaled(loss.scaled(reward)), reward, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_reward_is_the_mean_of_the_agents(monkeypatch):
+    """Agents get 1 and 0, and 0.5 was predicted of both."""
+    for shared, expected in ((True, 0.0), (False, 0.25)):
+        loss, td = make_loss(hand_specs(), shared_reward=shared), hand_batch()
+        td[TASK_REWARD][:, 1] = 0
+        predicting(loss, monkeypatch, [1.0, 2.0], 0.5)
+        assert loss(td)["loss_reward"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_chance_to_go_on_by_hand(monkeypatch):
+    """A logit of 1 costs ln(1 + e^-1) = 0.313261688 where the step goes on, 1.313261688 where it terminates."""
+    loss, td = make_loss(hand_specs(), continues=True), hand_batch(4)
+    monkeypatch.setattr(loss.model.world_model, "each", lambda u, joint: (
+        u[None], torch.zeros_like(u[None, ..., :1]), torch.ones_like(u[None, ..., :1])))
+    td["next", *TERMINATED] = torch.tensor([True, False, False, False])[:, None, None].expand(4, 2, 1)
+    assert loss(td)["loss_continue"].item() == pytest.approx(0.313261688 + 0.25, abs=1e-6)
+    assert ("next", *TERMINATED) in loss.in_keys
+    plain = make_loss(hand_specs())
+    assert ("next", *TERMINATED) not in plain.in_keys and "loss_continue" not in plain(td)
+
+
+def test_the_loss_of_an_ensemble_is_the_mean_of_its_members():
+    specs = make_specs("continuous", alive=ALIVE)
+    loss, td = make_loss(specs, members=3, continues=True), make_batch(specs)
+    td[TASK_REWARD] = td["next", *REWARD]
+    shaken(loss.model.world_model)
+    weights, alone = loss.model.world_model.state_dict(), make_loss(specs, continues=True)
+    found = []
+    for k in range(3):
+        alone.model.world_model.load_state_dict({name: value[k] for name, value in weights.items()})
+        found.append(alone(td))
+    for key, value in loss(td).items():
+        assert_close(value, torch.stack([out[key] for out in found]).mean())
 
 
 def test_features_that_never_vary_do_not_count(monkeypatch):

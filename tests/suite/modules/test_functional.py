@@ -220,6 +220,15 @@ def test_influence_by_hand(own, given, taken, expected):
     assert_close(out, torch.tensor([[expected]], dtype=torch.float64), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("own", "taken", "expected"), [([0.5, 0.5], 0, 0.101749225), ([0.8, 0.2], 0, 0.022323542),
+                                                        ([0.8, 0.2], 1, 0.231222055)])
+def test_influence_as_jensen_shannon_divergence(own, taken, expected):
+    given = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).view(1, 2, 1, 2)
+    own = torch.tensor([own], dtype=torch.float64)
+    out = influence(own, given, torch.tensor([taken]), divergence="jsd")
+    assert_close(out, torch.tensor([[expected]], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 def test_mean_influence_is_the_mutual_information():
     generator = torch.Generator().manual_seed(0)
     own = torch.rand(7, 4, generator=generator, dtype=torch.float64).softmax(-1)

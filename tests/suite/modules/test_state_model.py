@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -27,7 +28,7 @@ from suite.modules.state_model import (
     WorldModel,
     others_index,
 )
-from suite.specs import ACTION, OBSERVATION, Specs
+from suite.specs import ACTION, CONTROLLED, OBSERVATION, VISIBLE, Specs
 from tests.batches import make_specs, shaken
 from tests.toy import ToyEnv
 
@@ -117,6 +118,46 @@ def test_previous_step_writes_what_the_next_step_reads(kind, others):
         e = specs.action_dim
         assert torch.equal(packed[..., :e], whole[..., :e]) and not packed[..., e:].any()
     assert [tuple(x.shape[1:]) for x in (seen, packed, valid)] == list(step.carried.values())
+
+
+def test_only_what_those_in_sight_did_is_seen():
+    """Of agents 0, 1 and 2; blocks are the own action, then the others' in ascending order."""
+    specs = make_specs("discrete", visible=VISIBLE)
+    joint = JointActions(specs)
+    step, action, observation = PreviousStep(specs, joint, "visible"), torch.tensor([[0, 1, 2]]), torch.randn(1, 3, 4)
+    visible = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]])
+    assert step.keys == [ACTION, VISIBLE] and PreviousStep(specs, joint, "all").keys == [ACTION]
+    _, packed, _ = step(observation, action, visible)
+    rows = packed[0].unflatten(-1, (3, 5))
+    names = [[block.argmax().item() if block.any() else None for block in row] for row in rows]
+    assert names == [[0, 1, None], [1, None, None], [2, 0, 1]]
+
+
+@pytest.mark.parametrize("others", ["all", "visible"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_action_that_the_environment_overrides_did_not_happen(kind, others):
+    specs = make_specs(kind, controlled=CONTROLLED, visible=VISIBLE)
+    model = make_model(specs, others=others)
+    td = TensorDict({ACTION: actions_of(specs, 1), VISIBLE: torch.ones(1, 3, 2),
+                     CONTROLLED: torch.tensor([[True, False, True]])}, batch_size=[1])
+    joint = model.joint_action(td).unflatten(-1, (3, specs.action_dim))
+    encoded = model.actions.encode(td[ACTION])
+    encoded[:, 1] = 0
+    assert torch.equal(joint, model.actions.pack(encoded).unflatten(-1, (3, specs.action_dim)))
+    mask = model.previous.arrange(torch.ones_like(encoded), *(td[key] for key in model.previous.keys[1:]))
+    assert mask.unflatten(-1, (3, specs.action_dim))[0, :, :, 0].tolist() == [[1, 0, 1], [0, 1, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likeliest_actions_are_encoded_as_actions_are(kind):
+    specs = make_specs(kind)
+    model = ActionModel(specs, [8])
+    if kind == "discrete":
+        logits = torch.tensor([0.0, 3.0, 1.0, 0.0, 0.0]).expand(4, 3, 2, 5)
+        assert model.likeliest(logits)[0, 0, 0].tolist() == [0, 1, 0, 0, 0]
+    else:
+        mean = torch.tensor([0.5, 3.0]).expand(4, 3, 2, 2)
+        assert torch.equal(model.likeliest((mean, mean)), torch.tensor([0.5, 1.0]).expand(4, 3, 2, 2))
 
 
 def build(*, fast, is_discrete):
@@ -252,7 +293,7 @@ def test_predictions_do_not_count_without_a_past(kind):
     model, observation = shaken(make_model(specs)), torch.randn(4, 3, 4)
     valid = torch.tensor([True, False, True, False])
     past = past_of(specs, 4, valid=valid)
-    u, x, _ = model.raw_features(observation, *past)
+    u, x, *_ = model.raw_features(observation, *past)
     assert_close(u, observation, rtol=1e-6, atol=1e-6)  # statistics start at 0 and 1
     assert torch.equal(x[..., :4], u)
     assert not x[~valid][..., 4:].any() and (x[valid][..., 4:] != 0).all()
@@ -278,11 +319,38 @@ def test_the_blocks_of_the_features(parts):
     specs = make_specs("discrete")
     torch.manual_seed(1)
     model, observation, past = shaken(make_model(specs, parts=parts)), torch.randn(5, 3, 4), past_of(specs, 5)
-    u, x, prediction = model.raw_features(observation, *past)
+    u, x, prediction, _ = model.raw_features(observation, *past)
     blocks = {"obs": u, "moa": prediction.softmax(-1).flatten(-2),
               "wm_residual": u - model.world_model(model.scaler(past[0]), past[1])[0]}
     assert_close(x, torch.cat([blocks[part] for part in parts], -1).detach())
     assert not x.requires_grad and prediction.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inputs", ["prev", "prev+obs"])
+@pytest.mark.parametrize("memory_dim", [0, 5])
+def test_whether_the_action_model_sees_the_present(kind, inputs, memory_dim):
+    """Its agent's own present observation changes what it expects of the others; never another agent's."""
+    specs = make_specs(kind)
+    model = shaken(make_model(specs, action_inputs=inputs, memory_dim=memory_dim))
+    observation, past = torch.randn(5, 3, 4), past_of(specs, 5)
+    past = (*past, *([torch.randn(5, 3, 5)] * 2 if memory_dim else []))
+    other = observation.clone()
+    other[:, 1] += 1
+    before, after = (model.action_model.feature(model.infer(x, *past).action) for x in (observation, other))
+    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
+    assert torch.equal(before[:, 1], after[:, 1]) == (inputs == "prev")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grad_to_actions", [False, True])
+def test_a_gradient_reaches_the_action_model_through_its_feature_if_it_may(kind, grad_to_actions):
+    specs = make_specs(kind)
+    model = shaken(make_model(specs, grad_to_actions=grad_to_actions))
+    known = model.infer(torch.randn(5, 3, 4), *past_of(specs, 5))
+    known.mean.sum().backward()
+    assert all((p.grad is not None) == grad_to_actions for p in model.action_model.parameters())
+    assert all(p.grad is None for p in model.world_model.parameters()) and not known.student_inputs[0].requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS)

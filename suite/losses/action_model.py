@@ -1,0 +1,115 @@
+"""The loss of the model of the other agents, and how much an agent's action moves what it predicts of them."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor
+from torch.nn import functional as F
+
+from suite.losses.common import Loss
+from suite.modules.functional import Divergence
+from suite.modules.functional import influence as influence_of
+from suite.modules.gaussian import nll, weighted_mean
+from suite.modules.state_model import ACTION_MEMORY, PAST, Inferred, StateModel
+from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
+
+
+class ActionModelLoss(Loss):
+    """L_moa = mean over steps, agents i and others j of the cross-entropy (Gaussian NLL) of a_t^j given i's past.
+
+    Weights: the past is valid, i and j alive, j's action its own; the mean divides by their sum. Without a memory the
+    past is one step; with one, a minibatch holds sequences [N, T]. A model that sees the present reads it too.
+
+    Args:
+        model: holds the network. coef: weight of the loss. only_visible: learn of those in sight only.
+    """
+
+    def __init__(self, specs: Specs, model: StateModel, *, coef: float = 1.0, only_visible: bool = False):
+        past: list[NestedKey] = [*PAST, *([ACTION_MEMORY] if model.memory_dim else [])]
+        visible = specs.visible if only_visible else None
+        present = OBSERVATION if model.action_model.sees_present else None
+        super().__init__([*past, ACTION, *(key for key in (present, specs.alive, specs.controlled, visible) if key)])
+        self.model, self.coef, self.discrete, self.past = model, coef, specs.discrete, past
+        self.alive, self.controlled, self.visible, self.sight = specs.alive, specs.controlled, visible, specs.visible
+
+    def predict(self, td: TensorDictBase) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [..., N, P, E], or mean and log-sigma."""
+        return self.infer(td)[0]
+
+    def infer(self, td: TensorDictBase) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None]:
+        """The prediction, and the memory's state after it."""
+        observation = td[OBSERVATION] if self.model.action_model.sees_present else None
+        return self.model.predict_actions(*(td[key] for key in self.past), observation=observation)
+
+    def targets(self, td: TensorDictBase) -> Tensor:
+        """What the others did: int64 [..., N, P], or [..., N, P, d] in [-1, 1]."""
+        if self.discrete:
+            return self._of_others(td[ACTION])
+        return self.model.actions.of_others(self.model.actions.encode(td[ACTION]))
+
+    def weights(self, td: TensorDictBase) -> Tensor:
+        """[..., N, P]: valid past, both alive, the other's action its own, and in sight if that is asked for."""
+        valid = td[PAST[-1]]
+        weight = valid.expand(*valid.shape[:-1], self.model.actions.others.shape[1])
+        for key, mine in ((self.alive, True), (self.controlled, False)):
+            if key is not None:
+                here = td[key].to(weight.dtype)
+                weight = weight * self._of_others(here) * (here.unsqueeze(-1) if mine else 1)
+        return weight * td[self.visible] if self.visible else weight
+
+    def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:
+        """``loss_moa`` and, for discrete actions, the accuracy; ``known`` if the minibatch was inferred already."""
+        prediction = self.predict(minibatch) if known is None else known.action
+        target, weight = self.targets(minibatch), self.weights(minibatch)
+        if not self.discrete:
+            return TensorDict({"loss_moa": self.coef * weighted_mean(nll(*prediction, target), weight)})
+        error = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
+        right = (prediction.detach().argmax(-1) == target).to(weight.dtype)
+        return TensorDict({"loss_moa": self.coef * weighted_mean(error, weight),
+                           "accuracy": weighted_mean(right, weight)})
+
+    def networks(self, part: str) -> dict[str, list]:
+        """The model of other agents."""
+        return {part: list(self.model.action_model.parameters())}
+
+    # ------------------------------------------------------------------ influence (Jaques et al. 2019)
+
+    @torch.no_grad()
+    def influence(self, batch: TensorDictBase, *, divergence: Divergence = "kl") -> Tensor:
+        """[N, T, A, 1]: how far an agent's choice moves the next actions that it expects of the others, summed.
+
+        D(P(a_{t+1}^j | a_t) || sum_a' pi(a'^i) P(a_{t+1}^j | a', a_t^{-i})); counterfactuals replace the own action by
+        every choice, with the same memory. Others out of sight do not count, nor does who acts no more after this
+        step (so an episode's last step gives 0) or whose action the environment overrides.
+        """
+        after = self._counterfactuals(batch)
+        moved = influence_of(batch[LOGITS].softmax(-1), after, batch[ACTION], divergence=divergence)
+        here = ~batch["next", *DONE].squeeze(-1)
+        for key in (self.alive, self.controlled):
+            if key is not None:
+                here = here & batch[key].bool()
+        counts = here.unsqueeze(-1) * self._of_others(here)
+        if self.sight is not None:
+            counts = counts * batch[self.sight]
+        return (moved * counts).sum(-1, keepdim=True)
+
+    def _counterfactuals(self, batch: TensorDictBase) -> Tensor:
+        """[N, T, A, C, P, C]: the others' next actions after each of the C choices of an agent."""
+        model, choices = self.model, self.model.actions.dim
+        others = model.joint_action(batch)[..., choices:].unsqueeze(2)  # [N, T, 1, A, P C]
+        own = torch.eye(choices, device=others.device)[:, None].expand(*batch.shape, -1, others.shape[-2], -1)
+        rows = own.shape[:-1]
+        joint = torch.cat([own, others.expand(*rows, -1)], -1)
+        u = model.scaler(batch[OBSERVATION]).unsqueeze(2).expand(*rows, -1)
+        inputs = [x.flatten(0, 2) for x in (u, joint, torch.ones_like(u[..., :1]))]
+        state = None
+        if model.memory_dim:
+            before = batch["next", *ACTION_MEMORY].unsqueeze(2).expand(*rows, -1)
+            state = model.action_model.remember(*inputs, before.flatten(0, 2))
+        after = model.action_model(*inputs, state).softmax(-1)
+        return after.unflatten(0, rows[:3]).transpose(2, 3)
+
+    def _of_others(self, x: Tensor) -> Tensor:
+        """[..., N] -> [..., N, P]."""
+        return self.model.actions.of_others(x.unsqueeze(-1)).squeeze(-1)
