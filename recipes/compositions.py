@@ -20,6 +20,7 @@ from suite.losses.off_policy import OffPolicyLoss
 from suite.modules import make_actor, make_critic
 from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
+from suite.modules.taken_action import taken_action
 from suite.specs import ACTION, ACTION_MASK, Specs
 from suite.update import Update
 
@@ -57,7 +58,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
     losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
-                                  critic=critic if cfg.recompute_advantage else None),
+                                  controlled=specs.controlled, critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
     learner = Learner(actor, critic, losses, own, returns, new_critic, team_reward=cfg.team_reward,
                       reward_weights={"task": 1.0} | aux.reward_weights | cfg.reward_weights)
@@ -69,7 +70,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr)}
     updates = [Update(cfg.algorithm, trained, data, **optimisation | {"optimizer": rates}),
                *aux.updates(cfg.loss, data, **optimisation)]
-    policy = TensorDictSequential(*aux.encoders, actor, *aux.recorders)
+    policy = TensorDictSequential(*aux.encoders, actor, *taken_action(specs), *aux.recorders)
     refresh = [estimator.step_target for estimator in estimators if estimator.target is not None]
     return Parts(policy, policy, updates, estimators=estimators, refresh=refresh)
 
@@ -112,8 +113,9 @@ def _replayed(cfg: Config, acting: TensorDictSequential, explore: Exploration, l
     ]
     mask = [ACTION_MASK] if specs.has_mask else []
     explored = TensorDictModule(explore.to(cfg.device), in_keys=[ACTION, *mask], out_keys=[ACTION])
-    policy = TensorDictSequential(*acting, explored, *aux.recorders)
-    acting = TensorDictSequential(*acting, *aux.recorders)
+    taken = taken_action(specs)
+    policy = TensorDictSequential(*acting, explored, *taken, *aux.recorders)
+    acting = TensorDictSequential(*acting, *taken, *aux.recorders)
     return Parts(policy, acting, updates, refresh=[lambda batch: explore.anneal(batch.numel() * world_size())])
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.cost_study import CostStudy
+
 REFERENCE: dict[str, Any] = {
     "num_envs": 64, "steps": 100, "minibatch_size": 1600, "epochs": 10, "frames": 2_000_000, "lr": 3e-4,
     "actor_cells": (256, 256), "critic_cells": (256, 256), "init": "orthogonal", "agent_id": True, "value_norm": True,
@@ -24,6 +26,10 @@ MOA: dict[str, tuple[str | None, dict[str, Any], dict[str, Any]]] = {
     "shuffled": ("moa", {}, {"shuffle_z": True}),
     "oracle": ("moa", {}, {"actor_inputs": "obs+hidden"}),  # headroom: needs --task-options with_hidden=True
 }
+
+COST = CostStudy("Models of other agents in their reference settings",
+                 ("vmas/navigation", "foraging/2s-8x8-2p-2f-coop"),
+                 {"mappo": {"preset": "moa"}, "moa": {"preset": "moa", "loss": "moa"}}, warm=1, measured=3, long=12)
 
 
 def settings(preset: str, loss: str) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes import moa_presets
+from recipes import moa_presets, smpe_presets
 from recipes.moa_presets import MOA
 from recipes.smpe_presets import SMPE
-from recipes.smpe_presets import settings as smpe_settings
 
 _CENTRAL, _LOCAL = {"centralized": True}, {"centralized": False}
 _A2C = {"clip": None, "epochs": 1, "minibatch_size": None, "steps": 10, "lr": 7e-4}
@@ -66,7 +65,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-STATE_MODEL_SPEED = "recipes.speed_smpe"  # whose section `recipes.speed --state-models` prints
+COST_STUDIES = {"smpe": smpe_presets.COST, "moa": moa_presets.COST}  # of `recipes.speed --state-models`
 
 
 def overrides(algorithm: str, preset: str, loss: str | None = None, task: str = "") -> dict[str, Any]:
@@ -75,7 +74,7 @@ def overrides(algorithm: str, preset: str, loss: str | None = None, task: str = 
         raise ValueError(f"preset {preset!r} has no algorithm {algorithm!r}; it has {sorted(PRESETS[preset])}")
     loss, special = loss or usual_loss(preset), {}
     if preset in SMPE:
-        special = smpe_settings(preset, algorithm, loss, task)
+        special = smpe_presets.settings(preset, algorithm, loss, task)
     elif preset in MOA:
         special = moa_presets.settings(preset, loss)
     return (ALGORITHMS[algorithm][1] | PRESETS[preset][algorithm] | special

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.cost_study import CostStudy
+
 # networks and horizon of the program, per benchmark: LBF and RWARE share one actor, MPE has one per agent
 _RECIPE: dict[str, dict[str, Any]] = {
     "foraging": {"actor_cells": (128,), "actor_recurrent_dim": 128, "critic_cells": (128, 128), "share": "all",
@@ -39,6 +41,13 @@ SMPE: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {"maa2c": {"n_step": 1}, "mappo": {"n_step": 1}},
     "fixed": {"maa2c": {}, "mappo": {}},
 }
+
+# encoders are trained every 8 iterations of 10 episodes, so whole rounds of 8 are measured; padded: MAA2C with the
+# padded episodes of official
+COST = CostStudy("SMPE² in the paper's regime", ("foraging/2s-9x9-3p-2f-coop",),
+                 {"maa2c": {"preset": "epymarl", "algorithm": "maa2c"}, "fixed": {"preset": "fixed", "loss": "smpe"},
+                  "padded": {"preset": "official"}, "official": {"preset": "official", "loss": "smpe"}},
+                 warm=8, measured=24, long=160)
 
 
 def settings(preset: str, algorithm: str, loss: str, task: str) -> dict[str, Any]:

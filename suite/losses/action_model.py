@@ -18,7 +18,7 @@ from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
 class ActionModelLoss(Loss):
     """L_moa = mean over steps, agents i and others j of the cross-entropy (Gaussian NLL) of a_t^j given i's past.
 
-    Weights: the past is valid, i and j alive, j's action its own; the mean divides by their sum. Without a memory the
+    Weights: the past is valid, i and j alive; the mean divides by their sum. Without a memory the
     past is one step; with one, a minibatch holds sequences [N, T]. A model that sees the present reads it too.
 
     Args:
@@ -29,7 +29,7 @@ class ActionModelLoss(Loss):
         past: list[NestedKey] = [*PAST, *([ACTION_MEMORY] if model.memory_dim else [])]
         visible = specs.visible if only_visible else None
         present = OBSERVATION if model.action_model.sees_present else None
-        super().__init__([*past, ACTION, *(key for key in (present, specs.alive, specs.controlled, visible) if key)])
+        super().__init__([*past, ACTION, *(key for key in (present, specs.alive, visible) if key)])
         self.model, self.coef, self.discrete, self.past = model, coef, specs.discrete, past
         self.alive, self.controlled, self.visible, self.sight = specs.alive, specs.controlled, visible, specs.visible
 
@@ -49,13 +49,12 @@ class ActionModelLoss(Loss):
         return self.model.actions.of_others(self.model.actions.encode(td[ACTION]))
 
     def weights(self, td: TensorDictBase) -> Tensor:
-        """[..., N, P]: valid past, both alive, the other's action its own, and in sight if that is asked for."""
+        """[..., N, P]: valid past, both alive, and in sight if that is asked for."""
         valid = td[PAST[-1]]
         weight = valid.expand(*valid.shape[:-1], self.model.actions.others.shape[1])
-        for key, mine in ((self.alive, True), (self.controlled, False)):
-            if key is not None:
-                here = td[key].to(weight.dtype)
-                weight = weight * self._of_others(here) * (here.unsqueeze(-1) if mine else 1)
+        if self.alive is not None:
+            here = td[self.alive].to(weight.dtype)
+            weight = weight * self._of_others(here) * here.unsqueeze(-1)
         return weight * td[self.visible] if self.visible else weight
 
     def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:

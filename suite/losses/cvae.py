@@ -57,11 +57,10 @@ class CVAELoss(Loss):
                  kl_direction: Direction = "student_to_teacher", kl_weights: tuple[float, float] = (1.0, 0.0),
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x",
                  use_teacher: bool = True, action_coef: float = 0.1):
-        optional = (specs.alive, specs.controlled, PRIVILEGED if specs.hidden_dim else None)
+        optional = (specs.alive, PRIVILEGED if specs.hidden_dim else None)
         super().__init__([*model.keys, ACTION, *(key for key in optional if key)])
         n, d, e, h = specs.n_agents, specs.obs_dim, specs.action_dim, specs.hidden_dim
         self.model, self.alive, self.hidden, self.discrete = model, specs.alive, bool(h), specs.discrete
-        self.controlled = specs.controlled
         self.alpha, self.beta_teacher = alpha, beta_teacher
         self.kl_weights, self.kl_direction = kl_weights, kl_direction
         self.rec_coef, self.teacher_coef, self.action_coef = rec_coef, teacher_coef, action_coef
@@ -77,15 +76,10 @@ class CVAELoss(Loss):
             self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
 
     def privileged(self, td: TensorDictBase) -> Tensor:
-        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables.
-
-        Actions that the environment overrides are zeros.
-        """
+        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables."""
         actions = self.model.actions
-        did = actions.encode(td[ACTION])
-        if self.controlled:
-            did = did * td[self.controlled].unsqueeze(-1)
-        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]), did)]
+        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]),
+                                                            actions.encode(td[ACTION]))]
         return torch.cat([*parts, td[PRIVILEGED]] if self.hidden else parts, -1)
 
     def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:

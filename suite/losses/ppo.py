@@ -27,20 +27,23 @@ class PolicyLoss(Loss):
     Args:
         actor: probabilistic policy head; its inputs are read from the minibatch.
         clip: half width of the trust region of the ratio; None is the A2C objective.
-        mask: key of a bool [..., A]; agents where it is False do not count.
+        mask, controlled: keys of bools [..., A]; agents where one is False do not count: they are no more, or the
+            environment chose the action that the batch holds.
     """
 
     def __init__(self, actor: TensorDictSequential, *, clip: float | None, entropy_coef: float,
-                 critic: TensorDictModule | None = None, mask: NestedKey | None = None):
+                 critic: TensorDictModule | None = None, mask: NestedKey | None = None,
+                 controlled: NestedKey | None = None):
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be positive, or None for A2C, got {clip}")
         advantage = [ADVANTAGE] if critic is None else [VALUE_TARGET, *critic.in_keys]
         super().__init__(
-            [*actor.in_keys, ACTION, *([] if clip is None else [LOG_PROB]), *advantage, *([mask] if mask else [])]
+            [*actor.in_keys, ACTION, *([] if clip is None else [LOG_PROB]), *advantage,
+             *(key for key in (mask, controlled) if key)]
         )
         self.actor = actor
         self.lowered = Lowered(actor)
-        self.clip, self.entropy_coef, self.mask = clip, entropy_coef, mask
+        self.clip, self.entropy_coef, self.mask, self.controlled = clip, entropy_coef, mask, controlled
         self.__dict__["critic"] = critic  # not a submodule: its parameters belong to the value loss
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
@@ -49,6 +52,10 @@ class PolicyLoss(Loss):
         mask = minibatch[self.mask] if self.mask else None
         advantage = self._advantage(minibatch)
         log_prob = dist.log_prob(minibatch[ACTION])
+        if self.controlled:  # what a script does may be all but impossible for the policy: 0 times infinity
+            acted = minibatch[self.controlled]
+            log_prob = torch.where(acted, log_prob, 0.0 if self.clip is None else minibatch[LOG_PROB])
+            mask = acted if mask is None else mask & acted
         out = {}
         if self.clip is None:
             objective = advantage * log_prob

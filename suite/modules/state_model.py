@@ -94,9 +94,7 @@ class PreviousStep(nn.Module):
         self.actions, self.others = actions, others
         self.carried: dict[NestedKey, tuple[int, ...]] = {PREV_OBSERVATION: (n, specs.obs_dim), PREV_ACTION: (n, n * e),
                                                          PREV_VALID: (n, 1)}
-        known = {"controlled": specs.controlled, "visible": specs.visible if others == "visible" else None}
-        self.known = [name for name, key in known.items() if key]
-        self.keys: list[NestedKey] = [ACTION, *(known[name] for name in self.known)]
+        self.keys: list[NestedKey] = [ACTION, *([specs.visible] if others == "visible" else [])]
 
     def forward(self, observation: Tensor, *acted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three entries of `PAST` as the next step will read them."""
@@ -108,16 +106,12 @@ class PreviousStep(nn.Module):
 
     def arrange(self, encoded: Tensor, *known: Tensor) -> Tensor:
         """The same from encoded actions [..., N, E]; ones give the mask of what is known."""
-        facts = dict(zip(self.known, known, strict=True))
-        if "controlled" in facts:
-            encoded = encoded * facts["controlled"].unsqueeze(-1)
-        return self._seen(self.actions.pack(encoded), facts.get("visible"))
-
-    def _seen(self, joint: Tensor, visible: Tensor | None) -> Tensor:
+        joint = self.actions.pack(encoded)
         if self.others == "all":
             return joint
         if self.others == "own":
             return joint * (torch.arange(joint.shape[-1], device=joint.device) < self.actions.dim)
+        (visible,) = known
         return joint * F.pad(visible, (1, 0), value=1.0).repeat_interleave(self.actions.dim, -1)
 
 

@@ -78,16 +78,6 @@ def test_an_agent_that_left_is_neither_modelled_nor_models(monkeypatch):
     assert loss(td)["loss_moa"].item() == pytest.approx(math.log(5), abs=1e-6)
 
 
-def test_an_action_that_the_environment_overrides_is_no_target():
-    """Its agent still models the others."""
-    specs = make_specs("discrete", controlled=CONTROLLED)
-    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
-    td = make_past_batch(specs, 1, 2)
-    td[CONTROLLED] = torch.tensor([[[True, True, True], [True, False, True]]])
-    assert CONTROLLED in loss.in_keys and loss.weights(td)[0].tolist() == [
-        [[0, 0]] * 3, [[0, 1], [1, 1], [1, 0]]]
-
-
 @pytest.mark.parametrize("only_visible", [False, True])
 def test_learning_only_of_those_in_sight(only_visible):
     specs = make_specs("discrete", visible=VISIBLE)

@@ -16,6 +16,7 @@ from suite.specs import (
     ACTION_MASK,
     ADVANTAGE,
     ALIVE,
+    CONTROLLED,
     GROUP,
     HIDDEN,
     IS_INIT,
@@ -113,17 +114,34 @@ def test_a2c_gradient_by_hand():
 
 
 # agents that left: agent 1 in frames 0 and 1; kept 1, 2.4, -1.6, 2: 3.8 / 4;  a2c: -0.6931472 - 5.5451774 = -6.2383246
-def test_agents_that_left_do_not_count():
+@pytest.mark.parametrize("masks", [{"mask": ALIVE}, {"controlled": CONTROLLED},
+                                   {"mask": ALIVE, "controlled": CONTROLLED}], ids=lambda masks: "+".join(masks))
+def test_agents_that_left_or_follow_a_script_do_not_count(masks):
     td = table_batch()
-    td[ALIVE] = torch.tensor([[True, False], [True, False], [True, True]])
+    td[ALIVE] = td[CONTROLLED] = torch.tensor([[True, False], [True, False], [True, True]])
+    if len(masks) == 2:  # both must hold
+        td[ALIVE], td[CONTROLLED] = td[ALIVE].clone(), td[ALIVE].clone()
+        td[ALIVE][0, 1], td[CONTROLLED][1, 1] = True, True
     td[ADVANTAGE][:2, 1] = 1e6  # never seen
-    out = PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.1, mask=ALIVE)(td)
+    out = PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.1, **masks)(td)
     assert out["loss_policy"].item() == pytest.approx(-0.95, rel=1e-5)
     assert out["clip_fraction"].item() == pytest.approx(3 / 4)
     assert out["kl"].item() == pytest.approx((0.0945349 + 2 * 0.1931472) / 4, rel=1e-5)
     assert out["loss_entropy"].item() == pytest.approx(-0.10397208, rel=1e-5)
-    out = PolicyLoss(table_actor(), clip=None, entropy_coef=0.0, mask=ALIVE)(td)
+    out = PolicyLoss(table_actor(), clip=None, entropy_coef=0.0, **masks)(td)
     assert out["loss_policy"].item() == pytest.approx(6.2383246 / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_a_scripted_action_that_the_policy_would_never_take_harms_nothing(clip):
+    actor, td = table_actor(), table_batch()
+    td[CONTROLLED] = torch.tensor([[True, False]]).expand(3, 2)
+    with torch.no_grad():
+        actor[0].module.logits[2] = -float("inf")
+    td[ACTION] = torch.tensor([[0, 2]]).expand(3, 2)
+    out = PolicyLoss(actor, clip=clip, entropy_coef=0.0, controlled=CONTROLLED)(td)
+    out["loss_policy"].backward()
+    assert out["loss_policy"].isfinite() and actor[0].module.logits.grad[:2].isfinite().all()
 
 
 def test_advantage_may_be_recomputed_and_no_gradient_reaches_the_critic():

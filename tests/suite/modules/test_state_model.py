@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -28,7 +27,7 @@ from suite.modules.state_model import (
     WorldModel,
     others_index,
 )
-from suite.specs import ACTION, CONTROLLED, OBSERVATION, VISIBLE, Specs
+from suite.specs import ACTION, OBSERVATION, VISIBLE, Specs
 from tests.batches import make_specs, shaken
 from tests.toy import ToyEnv
 
@@ -131,21 +130,6 @@ def test_only_what_those_in_sight_did_is_seen():
     rows = packed[0].unflatten(-1, (3, 5))
     names = [[block.argmax().item() if block.any() else None for block in row] for row in rows]
     assert names == [[0, 1, None], [1, None, None], [2, 0, 1]]
-
-
-@pytest.mark.parametrize("others", ["all", "visible"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_action_that_the_environment_overrides_did_not_happen(kind, others):
-    specs = make_specs(kind, controlled=CONTROLLED, visible=VISIBLE)
-    model = make_model(specs, others=others)
-    td = TensorDict({ACTION: actions_of(specs, 1), VISIBLE: torch.ones(1, 3, 2),
-                     CONTROLLED: torch.tensor([[True, False, True]])}, batch_size=[1])
-    joint = model.joint_action(td).unflatten(-1, (3, specs.action_dim))
-    encoded = model.actions.encode(td[ACTION])
-    encoded[:, 1] = 0
-    assert torch.equal(joint, model.actions.pack(encoded).unflatten(-1, (3, specs.action_dim)))
-    mask = model.previous.arrange(torch.ones_like(encoded), *(td[key] for key in model.previous.keys[1:]))
-    assert mask.unflatten(-1, (3, specs.action_dim))[0, :, :, 0].tolist() == [[1, 0, 1], [0, 1, 1], [1, 1, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
