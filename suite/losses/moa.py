@@ -6,6 +6,7 @@ loss. PPO's value V(s, z) and policy pi(a | o, z) read the latent as it acted.
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,9 @@ class MOALoss(Loss):
             models read, as it is) and ``obs+hidden`` (the task's hidden variables: an oracle).
         policy_latent: ``mean``, ``sample`` or ``mean_logstd``. shuffle_z: give every environment another's latent.
         critic_z: False keeps the latent from the critic.
+        acting_tau: what acts is a copy of the models, which moves by this share towards them after each iteration (the
+            k-th by at least 1/k); 1: no copy. Trained models move a latent by half its spread in an iteration, faster
+            than a policy learns what it means.
         others_actions: ``all``, ``visible`` (of those in sight, where the task says who that is), or ``own`` where an
             agent cannot see what the others did. train_moa_only_when_visible: learn of those in sight only.
         memory, memory_dim: ``gru`` gives the model of the others and the student a memory of that size each (on-policy
@@ -92,7 +96,8 @@ class MOALoss(Loss):
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x", use_teacher: bool = True,
                  teacher_action_coef: float = 0.1,
                  x_parts: str = "obs+moa+wm_residual", actor_inputs: ActorInputs = "obs+z",
-                 policy_latent: PolicyLatent = "mean", critic_z: bool = True, others_actions: OthersActions = "all",
+                 policy_latent: PolicyLatent = "mean", critic_z: bool = True, acting_tau: float = 0.05,
+                 others_actions: OthersActions = "all",
                  lr: float = 5e-4, epochs: int = 3, max_grad_norm: float = 1.0, huber: bool = False,
                  curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.125,
                  memory: MemoryKind = "none", memory_dim: int = 128, memory_chunk: int = 0,
@@ -112,6 +117,8 @@ class MOALoss(Loss):
                                 others=others_actions, action_inputs=moa_inputs, grad_to_actions=cvae_grad_to_moa,
                                 memory_dim=memory_dim if memory == "gru" else 0, members=ensemble,
                                 continues=continue_head)
+        self.acting_tau, self.iterations = acting_tau, 0
+        self.acting = self.model if acting_tau == 1 else copy.deepcopy(self.model).requires_grad_(False)
         self.reward_moments = RunningMoments((1,))
         self.action_loss = ActionModelLoss(specs, self.model, coef=moa_coef, only_visible=train_moa_only_when_visible)
         self.world_loss = WorldModelLoss(specs, self.model, torch.ones(()), obs_coef=obs_coef, reward_coef=reward_coef,
@@ -151,7 +158,7 @@ class MOALoss(Loss):
         width = with_latent * latent_dim * (2 if latent == "mean_logstd" else 1)
         width += with_actions * (specs.n_agents - 1) * specs.action_dim * (1 if specs.discrete else 2)
         if width or self.model.memory_dim:  # a memory runs also where nobody reads what it makes
-            network = PolicyInput(self.model, latent, with_actions=with_actions, with_latent=with_latent or not width,
+            network = PolicyInput(self.acting, latent, with_actions=with_actions, with_latent=with_latent or not width,
                                   shuffle=shuffle)
             self.encoders = [TensorDictModule(network, in_keys=network.in_keys, out_keys=network.out_keys)]
         self.features = {LATENT: width} if width else {}
@@ -190,11 +197,16 @@ class MOALoss(Loss):
 
     @torch.no_grad()
     def refresh(self, batch: TensorDictBase) -> None:
-        """Move the statistics of observations, features and rewards on; they stand still within an iteration."""
+        """Move statistics, and what acts, on; they stand still within an iteration."""
         self.model.scaler.moments.update(batch[OBSERVATION])
         self.model.x_scaler.moments.update(self.model.raw_features(*(batch[key] for key in self.model.keys))[1])
         self.reward_moments.update(batch[TASK_REWARD])
         self.world_loss.reward_scale.copy_(self.reward_moments.var.sqrt().clamp_min(1e-3).squeeze())
+        self.iterations += 1
+        if self.acting is not self.model:
+            share = max(self.acting_tau, 1 / self.iterations)
+            torch._foreach_lerp_(list(self.acting.parameters()), list(self.model.parameters()), share)
+            torch._foreach_copy_(list(self.acting.buffers()), list(self.model.buffers()))
 
     # ------------------------------------------------------------------ imagination
 
@@ -271,9 +283,10 @@ class MOALoss(Loss):
         return measure(self, batch[:-out], batch[-out:], self.specs)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The clock of the ramp."""
-        return {"frames": self.frames, "total_frames": self.total_frames}
+        """The clocks."""
+        return {"frames": self.frames, "total_frames": self.total_frames, "iterations": self.iterations}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put the clock back; the length of the run is the new one's, if it is longer."""
+        """Put the clocks back; the length of the run is the new one's, if it is longer."""
+        self.iterations = state["iterations"]
         self.frames, self.total_frames = state["frames"], max(self.total_frames, state["total_frames"])

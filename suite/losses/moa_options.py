@@ -18,8 +18,8 @@ CONTROLS = ("obs+past", "obs+hidden")  # actor inputs without any model
 WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorInputs, "others_actions": OthersActions,
          "moa_inputs": ActionInputs, "policy_latent": PolicyLatent, "memory": MemoryKind,
          "influence_divergence": Divergence, "curiosity_scale": Scale, "imagination": Kind}
-POSITIVE = ("latent_dim", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr", "epochs",
-            "max_grad_norm")
+POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
+            "epochs", "max_grad_norm")
 
 
 def check_options(specs: Specs, options: dict[str, Any]) -> None:
@@ -34,6 +34,8 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
             raise ValueError(f"{name} of loss 'moa' must be one of {list(get_args(words))}, got {options[name]!r}")
     if not options["held_out"] < 1:
         raise ValueError(f"held_out of loss 'moa' is a share below 1, got {options['held_out']}")
+    if not options["acting_tau"] <= 1:
+        raise ValueError(f"acting_tau of loss 'moa' is a share up to 1, got {options['acting_tau']}")
     for name in POSITIVE:
         if not options[name] > 0:
             raise ValueError(f"{name} of loss 'moa' must be positive, got {options[name]}")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from torch.testing import assert_close
 
 from suite.data import Minibatches
 from suite.losses import MOALoss
@@ -107,7 +108,7 @@ def make_policy(specs, loss):
 def acting(loss, actor, td):
     """What the policy infers and prefers at td: features, latents, predictions, logits."""
     td = td.select(OBSERVATION, *PAST)
-    known = loss.model.infer(td[OBSERVATION], *(td[key] for key in PAST))
+    known = loss.acting.infer(td[OBSERVATION], *(td[key] for key in PAST))
     logits = actor[0](loss.encoders[0](td))["agents", "logits"]
     return known.x, td[LATENT], known.action, known.mean, logits
 
@@ -135,7 +136,7 @@ def test_no_gradient_from_an_agent_to_the_observations_of_the_others():
     loss, td = shaken(MOALoss(specs, **SMALL)), make_past_batch(specs, 2, 3)
     actor, _ = make_policy(specs, loss)
     observation = td[OBSERVATION].clone().requires_grad_()
-    known = loss.model.infer(observation, *(td[key] for key in PAST))  # the policy's own way blocks every gradient
+    known = loss.acting.infer(observation, *(td[key] for key in PAST))  # the policy's own way blocks every gradient
     read = TensorDict({OBSERVATION: observation, LATENT: known.mean}, batch_size=td.shape)
     logits = actor[0](read)["agents", "logits"]
     for i in range(3):
@@ -173,13 +174,34 @@ def test_teacher_decoders_and_critic_are_no_part_of_what_acts():
     actor, _ = make_policy(specs, loss)
     loss.refresh(td)
     expected = acting(loss, actor, td)
-    saved = {name: value for name, value in loss.state_dict().items() if name.startswith("model.")}
-    assert not any("teacher" in name or "decoder" in name for name in saved)
+    saved = {name: value for name, value in loss.state_dict().items() if name.startswith("acting.")}
+    assert saved and not any("teacher" in name or "decoder" in name for name in saved)
     fresh = MOALoss(specs, **SMALL)
-    fresh.model.load_state_dict({name.removeprefix("model."): value for name, value in saved.items()})
-    for name in ("cvae_loss", "world_loss", "action_loss"):
+    fresh.acting.load_state_dict({name.removeprefix("acting."): value for name, value in saved.items()})
+    for name in ("model", "cvae_loss", "world_loss", "action_loss", "curiosity"):
         delattr(fresh, name)
     assert all(torch.equal(a, b) for a, b in zip(expected, acting(fresh, actor, td), strict=True))
+
+
+# 2 iterations: shares 1 and 1/2; then always tau
+def test_what_acts_follows_what_learns():
+    specs = make_specs("discrete")
+    loss, td = MOALoss(specs, **SMALL, acting_tau=0.25), make_past_batch(specs, 2, 3)
+    assert not any(p.requires_grad for p in loss.acting.parameters()) and loss.acting is not loss.model
+    slow, fast = (dict(model.named_parameters()) for model in (loss.acting, loss.model))
+    for share in (1.0, 0.5, 1 / 3, 0.25, 0.25):
+        shaken(loss.model)
+        old = {name: p.clone() for name, p in slow.items()}
+        loss.refresh(td)
+        for name, p in slow.items():
+            assert_close(p, old[name] + share * (fast[name] - old[name]))
+    assert_close(dict(loss.acting.named_buffers()), dict(loss.model.named_buffers()))
+    assert_close(loss.encoders[0](td)[LATENT], loss.acting.infer(td[OBSERVATION], *(td[key] for key in PAST)).mean)
+    again = MOALoss(specs, **SMALL, acting_tau=0.25)
+    again.load_state_dict(loss.state_dict())
+    assert again.iterations == 5
+    plain = MOALoss(specs, **SMALL, acting_tau=1.0)
+    assert plain.acting is plain.model and plain.encoders[0].module.model is plain.model
 
 
 def test_ppo_moves_nothing_of_the_state_model():

@@ -75,7 +75,7 @@ def test_latents_are_inferred_from_the_imagined_past(kind):
     steps, last = Simulator(loss.model, loss.encoders, actor, loss.world_loss.unscaled).roll(
         {key: td[key] for key in (OBSERVATION, *PAST)}, 3)
     for now in (*steps, last):
-        known = loss.model.infer(now[OBSERVATION], *(now[key] for key in PAST))
+        known = loss.acting.infer(now[OBSERVATION], *(now[key] for key in PAST))
         assert torch.equal(now[LATENT], known.mean)
     u, joint = loss.model.scaler(steps[1][OBSERVATION]), steps[1]["next", *PAST[1]]
     assert torch.equal(joint, loss.model.previous.joint(steps[1][ACTION]))

@@ -195,7 +195,7 @@ def test_the_stored_latent_is_what_the_model_infers_from_the_batch():
     loss, collector = build(fast=True, is_discrete=True)
     batch = collect(collector)[1]
     with torch.no_grad():
-        known = loss.model.infer(batch[OBSERVATION], *(batch[key] for key in PAST))
+        known = loss.acting.infer(batch[OBSERVATION], *(batch[key] for key in PAST))
     assert_close(batch[LATENT], known.mean)
     assert batch[LATENT].std() > 0.01
 

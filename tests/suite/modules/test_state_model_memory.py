@@ -189,7 +189,7 @@ def test_what_acted_is_what_a_loss_infers_from_the_batch(options):
     assert (loss.features == {}) == (options.get("actor_inputs") == "obs")
     for k, batch in enumerate(batches):
         with torch.no_grad():
-            known = loss.model.infer_batch(batch)
+            known = loss.acting.infer_batch(batch)
         assert_close(batch[LATENT][..., :3], known.mean, atol=1e-5, rtol=1e-5)
         for key, state in zip(MEMORY, known.memory, strict=True):
             assert_close(batch["next", *key], state, atol=1e-5, rtol=1e-5)
