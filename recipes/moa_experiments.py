@@ -22,6 +22,7 @@ from suite.losses.moa import MOALoss
 from suite.losses.moa_metrics import measure
 from suite.modules import make_actor
 from suite.modules.state_model import PREV_ACTION
+from suite.modules.taken_action import taken_action
 from suite.run import MemoryRun
 from suite.specs import ACTION, OBSERVATION, Specs
 from suite.trainer import Trainer
@@ -108,7 +109,8 @@ def learn(task: str, actors: Callable[[Specs], TensorDictModuleBase], *, seed: i
     loss = MOALoss(specs, **{"epochs": effort.epochs, "lr": LR, "held_out": 0.0} | (loss_options or {}))
     data = Minibatches(effort.epochs, effort.minibatch)
     updates = loss.updates("moa", data) if part is None else [_only(loss, part, data)]
-    policy = TensorDictSequential(*([] if part else loss.encoders), actors(specs), *loss.recorders)
+    policy = TensorDictSequential(*([] if part else loss.encoders), actors(specs), *taken_action(specs),
+                                  *loss.recorders)
     keep = [*loss.reward_keys, *(key for update in updates for key in update.keys)]
     collect = partial(make_collector, policy=policy, steps=effort.steps, keep=keep)
     collector = collect(env, total_frames=effort.iterations * effort.num_envs * effort.steps)

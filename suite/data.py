@@ -169,6 +169,8 @@ class PreviousBatches(DataSource):
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield what the source makes of the batches before, joined along the environments."""
+        if self.held is not None:
+            self.held = self.held.to(batch.device)  # a checkpoint comes to the host
         if self.seen:
             yield from self.source(self.held[:min(self.seen, self.count)].flatten(0, 1), keys)
         chosen = batch.select(*keys)

@@ -162,7 +162,7 @@ def observation_prediction(prediction: Tensor, target: Tensor, last: Tensor, wei
                            dims: Tensor | None = None) -> dict[str, Tensor]:
     """obs_mse, obs_mse_copy (nothing changes) and obs_skill_1 of next observations [..., N, D], ``last`` the present.
 
-    ``weight`` [..., N]; ``dims`` bool [D] chooses the features that count.
+    ``weight`` [..., N]; ``dims`` bool [D] or [N, D] chooses the features that count.
     """
     error = _mean(_feature_error(prediction, target, dims), weight)
     copy = _mean(_feature_error(last, target, dims), weight)
@@ -186,7 +186,7 @@ def open_loop(model: Model, observation: Tensor, following: Tensor, own: Tensor,
         done: bool [B, T], the episode ends with this step.
         weight: [B, T, N].
         horizons: steps ahead.
-        dims: bool [D], features that count.
+        dims: bool [D] or [N, D], features that count.
         predict_others: the same inputs of the step before -> others' actions of this one [B, S, N, P, E]; None: the
             true ones. Starts then need a step before them.
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from suite.losses.common import Loss
 from suite.losses.world_model import observation_error
@@ -105,9 +106,14 @@ class CVAELoss(Loss):
 
     def _mask(self, y: Tensor) -> Tensor:
         """bool: the entries of the student's target that ever vary; padding does not count."""
-        mine, others = self.model.x_scaler.mask, self.model.scaler.mask.repeat(self.shape[0])
-        y_mask = torch.cat([others, others.new_ones(y.shape[-1] - len(others))])
-        return {"x": mine, "y": y_mask, "xy": torch.cat([mine, y_mask])}[self.rec_target]
+        mine, others = self.model.x_scaler.mask, self._seen_mask()
+        y_mask = F.pad(others, (0, y.shape[-1] - others.shape[-1]), value=True)
+        return {"x": mine, "y": y_mask, "xy": torch.cat([mine, y_mask], -1)}[self.rec_target]
+
+    def _seen_mask(self) -> Tensor:
+        """bool [P D], or [N, P D] with padding: entries of the others' observations that ever vary."""
+        mask = self.model.scaler.mask
+        return mask.repeat(self.shape[0]) if mask.ndim == 1 else self.model.actions.of_others(mask).flatten(-2)
 
     def _teacher_loss(self, x: Tensor, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
         others, d, e, h = self.shape
@@ -115,7 +121,7 @@ class CVAELoss(Loss):
         own, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
         y_seen, y_did, y_hidden = y.split([others * d, others * e, h], -1)
         error = observation_error(own, x, self.model.x_scaler.mask)
-        error = error + observation_error(seen, y_seen, self.model.scaler.mask.repeat(others))
+        error = error + observation_error(seen, y_seen, self._seen_mask())
         did, y_did = did.unflatten(-1, (others, e)), y_did.unflatten(-1, (others, e))
         if self.discrete:
             missed = -(did.log_softmax(-1) * y_did).sum(-1).mean(-1)

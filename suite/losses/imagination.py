@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from suite import distributed
 from suite.data import FirstRows
@@ -32,6 +33,7 @@ from suite.specs import (
     OBSERVATION,
     REWARD,
     STATE,
+    TERMINATED,
     VALUE,
     VALUE_TARGET,
     Specs,
@@ -125,8 +127,10 @@ class Imagination(nn.Module):
 class ValueExpansion(Imagination):
     """Value targets R = (1 - mix) R_GAE + mix R^(H); see `value_expansion`. Advantages stay what they were.
 
-    Where an episode ends with a step of the batch, the target stays that of the recipe, unless the world model
-    predicts ends itself. Args: see `Imagination`; mix: share of R^(H).
+    Where an episode terminates within the horizon, as far as the batch shows, the target stays that of the recipe,
+    unless the world model predicts ends itself. With --recompute-advantage the actor reads these targets too.
+
+    Args: see `Imagination`; mix: share of R^(H).
     """
 
     def __init__(self, *parts: Any, mix: float, **options: Any):
@@ -142,13 +146,14 @@ class ValueExpansion(Imagination):
         expanded = returns.in_critic_units(expanded).unflatten(0, batch.shape)
         target, use = batch[VALUE_TARGET], self.gate > 0
         if not self.simulator.model.world_model.continues:
-            use = use & ~batch["next", *DONE]
+            use = use & ~terminates(batch, self.horizon)
         batch[VALUE_TARGET] = torch.where(use, torch.lerp(target, expanded, self.mix), target)
 
 
 class Dyna(Imagination):
     """Experience: the recipe's losses also on one roll-out from every frame, ``weight`` times, in the same steps.
 
+    Roll-outs go on where the real episode terminated, unless the world model predicts ends.
     A frame of the batch carries its roll-out with it, under a key of its own. Advantages are GAE's with a bootstrap at
     the end, normalised among themselves; old log-probabilities are those of the roll-out, so the ratio starts at one.
 
@@ -240,6 +245,15 @@ class Imagined(Loss):
                            for name, value in out.items()})
 
 
+def terminates(batch: TensorDictBase, horizon: int) -> Tensor:
+    """bool [N, T, A, 1]: the episode terminates with one of the next ``horizon`` steps, as far as the batch goes."""
+    ends = found = batch["next", *TERMINATED]
+    for _ in range(horizon - 1):  # what lies behind another end is not this episode's
+        ends = F.pad(ends[:, 1:], (0, 0, 0, 0, 0, 1)) & ~batch["next", *DONE]
+        found = found | ends
+    return found
+
+
 def stacked(steps: Sequence[Tensors], key: NestedKey) -> Tensor:
     """[R, H, ...]: one entry of all imagined steps."""
     return torch.stack([step[key] for step in steps], 1)
@@ -289,6 +303,7 @@ def check_learner(kind: str, specs: Specs, previous_keys: Sequence[NestedKey], l
     shaped = sorted(name for name, weight in learner.reward_weights.items() if weight and name != "task")
     wrong = {"recurrent actors and critics": HIDDEN in actor or CRITIC_HIDDEN in critic,
              "action masks": ACTION_MASK in actor, "agents that leave early": specs.alive is not None,
+             "agents that the task plays itself": specs.controlled is not None,
              "a critic of the task's own state": STATE in critic,
              f"what this task says of each step, {sorted(set(previous_keys) - {ACTION})}": len(previous_keys) > 1,
              f"the reward terms {shaped}, which are not predicted": bool(shaped),

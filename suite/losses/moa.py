@@ -198,9 +198,12 @@ class MOALoss(Loss):
     @torch.no_grad()
     def refresh(self, batch: TensorDictBase) -> None:
         """Move statistics, and what acts, on; they stand still within an iteration."""
-        self.model.scaler.moments.update(batch[OBSERVATION])
-        self.model.x_scaler.moments.update(self.model.raw_features(*(batch[key] for key in self.model.keys))[1])
-        self.reward_moments.update(batch[TASK_REWARD])
+        if not self.trains:
+            return
+        alive = None if self.specs.alive is None else batch[self.specs.alive].unsqueeze(-1)
+        self.model.scaler.update(batch[OBSERVATION], alive)
+        self.model.x_scaler.update(self.model.raw_features(*(batch[key] for key in self.model.keys))[1], alive)
+        self.reward_moments.update(batch[TASK_REWARD], alive)
         self.world_loss.reward_scale.copy_(self.reward_moments.var.sqrt().clamp_min(1e-3).squeeze())
         self.iterations += 1
         if self.acting is not self.model:
@@ -244,6 +247,9 @@ class MOALoss(Loss):
         """One update on the recipe's data, with own epochs, rate, and clipping of each network."""
         if not self.trains:
             return []
+        if "influence" in self.reward_weights and not isinstance(data, (Minibatches, Sequences)):
+            raise ValueError("influence of loss 'moa' reads the distribution of a stochastic policy: use mappo, ippo, "
+                             "maa2c or ia2c")
         if self.imagining["kind"] != "none" and self.imagination is None:
             raise ValueError("imagination of loss 'moa' needs an on-policy algorithm: mappo, ippo, maa2c or ia2c")
         own = {"optimizer": partial(torch.optim.Adam, lr=self.lr, eps=1e-5, fused=True),

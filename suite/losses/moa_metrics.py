@@ -44,7 +44,7 @@ def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: S
         teacher = loss.cvae_loss.teacher(*known.student_inputs, loss.cvae_loss.privileged(held))
         representations["z_teacher"] = teacher[0]
     if LATENT in held.keys(True):
-        representations["z"] = known.mean
+        representations["z"] = loss.acting.infer_batch(held).mean  # what the actor reads
     direction = loss.cvae_loss.kl_direction
     out |= as_floats(latent_statistics((known.mean, known.log_sigma), teacher, valid, direction=direction), "cvae/")
     return out | probe_latents(held, representations, specs, ceiling="uc")
@@ -58,6 +58,8 @@ def _actions(loss: MOALoss, train: TensorDictBase, held: TensorDictBase) -> dict
     if model.discrete:
         if LOGITS in held.keys(True):
             entropy = categorical_entropy(held[LOGITS]).unsqueeze(-1)
+            if model.controlled is not None:  # a script is sure of itself
+                entropy = entropy * held[model.controlled].unsqueeze(-1)
             entropy = model.model.actions.of_others(entropy).squeeze(-1)
         frequencies = action_frequencies(before, model.model.actions.dim, model.weights(train))
         return action_prediction(model.predict(held), target, weight, frequencies=frequencies, previous=previous,
@@ -87,6 +89,8 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
         guesses["moa"] = ExpectedOthers(loss, held)
     for name, guess in guesses.items():
         horizons = [k for k in HORIZONS if k <= held.shape[1] - (guess is not None)]
+        if not horizons:
+            continue
         ahead = open_loop(step, u, after, own, others, done, alive, horizons=horizons, dims=mask, predict_others=guess)
         out |= {f"{key}_{name}": value for key, value in ahead.items()}
     return out

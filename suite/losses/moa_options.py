@@ -67,6 +67,11 @@ def _check_task(specs: Specs, options: dict[str, Any]) -> None:
     if options["actor_inputs"] in CONTROLS and options["memory"] != "none":
         raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model that could remember: "
                          f"leave memory at 'none' (--actor-recurrent-dim gives the actor itself a memory)")
+    trained = ("curiosity", "disagreement", "latent_surprise", "influence", "wm_replay")
+    if options["actor_inputs"] in CONTROLS and (wrong := [name for name in trained if options[name]]):
+        raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model: leave {wrong[0]} at 0")
+    if options["memory_chunk"] and options["memory"] == "none":
+        raise ValueError("memory_chunk of loss 'moa' cuts the sequences of a memory: give memory=gru, or leave it at 0")
     asking = {"others_actions=visible": options["others_actions"] == "visible",
               "train_moa_only_when_visible": options["train_moa_only_when_visible"]}
     if wanted := [name for name, asked in asking.items() if asked and specs.visible is None]:

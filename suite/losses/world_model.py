@@ -19,9 +19,9 @@ NEXT_OBSERVATION = ("next", *OBSERVATION)
 
 
 def observation_error(predicted: Tensor, target: Tensor, mask: Tensor, *, reduce: str = "mean") -> Tensor:
-    """Squared error [...] over the features where ``mask`` [D] is True: their ``sum``, or their ``mean``."""
+    """Squared error [...] over the features where ``mask`` [D] or [N, D] is True: their ``sum``, or their ``mean``."""
     total = ((predicted - target).square() * mask).sum(-1)
-    return total if reduce == "sum" else total / mask.sum().clamp_min(1)
+    return total if reduce == "sum" else total / mask.sum(-1).clamp_min(1)
 
 
 class WorldModelLoss(Loss):

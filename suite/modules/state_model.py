@@ -66,7 +66,7 @@ class JointActions(nn.Module):
         """int64 [..., N] or float [..., N, d] -> float [..., N, E]."""
         if self.choices is not None:
             return F.one_hot(action, self.choices).float()
-        encoded = (action - self.middle) / self.reach
+        encoded = ((action - self.middle) / self.reach).clamp(-1, 1)  # as environments take it
         return encoded if self.unpadded is None else encoded * self.unpadded
 
     def of_others(self, x: Tensor) -> Tensor:
@@ -81,8 +81,7 @@ class JointActions(nn.Module):
 class PreviousStep(nn.Module):
     """Hands observation and joint action on to the next step: the last module of a policy whose encoders read them.
 
-    ``others`` "own" hides the other agents' actions, "visible" those of agents out of sight. An action that the
-    environment overrides did not happen: it is zero for everybody.
+    ``others`` "own" hides the other agents' actions, "visible" those of agents out of sight.
 
     Attributes:
         keys: what `joint` reads.
@@ -116,16 +115,26 @@ class PreviousStep(nn.Module):
 
 
 class Scaler(nn.Module):
-    """Standardises by running statistics, clipped; entries that never vary are padding: 0, and ``mask`` False there."""
+    """Standardises by running statistics, clipped; entries that never vary are padding: 0, and ``mask`` False there.
 
-    def __init__(self, dim: int):
+    ``unpadded`` bool [N, dim] is False where agents that see less than the largest one are padded.
+    """
+
+    def __init__(self, dim: int, unpadded: Tensor | None = None):
         super().__init__()
         self.moments = RunningMoments((dim,))
+        self.register_buffer("unpadded", unpadded, persistent=False)
 
     @property
     def mask(self) -> Tensor:
-        """bool [dim]."""
-        return self.moments.var >= 1e-8
+        """bool [dim], or [N, dim] with padding."""
+        varies = self.moments.var >= 1e-8
+        return varies if self.unpadded is None else varies & self.unpadded
+
+    def update(self, x: Tensor, alive: Tensor | None = None) -> None:
+        """Take in [..., N, dim], but neither padding nor agents that are not ``alive`` (bool [..., N, 1])."""
+        kept = self.unpadded if alive is None else alive if self.unpadded is None else alive & self.unpadded
+        self.moments.update(x, kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim]."""
@@ -263,12 +272,16 @@ class StateModel(nn.Module):
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
         self.grad_to_actions = grad_to_actions
         self.previous = PreviousStep(specs, self.actions, others)
-        self.scaler = Scaler(d)
+        self.scaler = Scaler(d, specs.obs_mask)
         self.action_model = ActionModel(specs, cells, memory_dim, action_inputs)
         self.world_model = WorldModel(specs, cells, members=members, continues=continues)
         sizes = {"obs": d, "moa": (n - 1) * e * (1 if specs.discrete else 2), "wm_residual": d}
         self.x_dim, self.context_dim = sum(sizes[part] for part in parts), d + n * e + n + 1
-        self.x_scaler = Scaler(self.x_dim)
+        unpadded = None
+        if specs.obs_mask is not None:
+            unpadded = torch.cat([specs.obs_mask.new_ones(n, sizes[part]) if part == "moa" else specs.obs_mask
+                                  for part in parts], -1)
+        self.x_scaler = Scaler(self.x_dim, unpadded)
         self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim)
         self.register_buffer("ids", torch.eye(n), persistent=False)
         self.keys: list[NestedKey] = [OBSERVATION, *PAST, *(MEMORY if memory_dim else ())]
@@ -352,8 +365,12 @@ class PolicyInput(nn.Module):
             if self.carried:
                 out = [x.unflatten(0, rows) for x in out]
             if self.shuffle:
-                out[0] = out[0][torch.randperm(len(out[0]), device=out[0].device)]
+                out[0] = out[0][self._others_rows(len(out[0]), out[0].device)]
             return tuple(out) if self.carried else out[0]
+
+    def _others_rows(self, rows: int, device: torch.device) -> Tensor:
+        """[rows] numbers of other rows: all turned by one random distance, so that nobody keeps its own."""
+        return (torch.arange(rows, device=device) + torch.randint(1, max(2, rows), (1,), device=device)) % rows
 
     def _read(self, known: Inferred) -> Tensor:
         parts = []

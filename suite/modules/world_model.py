@@ -69,8 +69,8 @@ class WorldModel(nn.Module):
 
 
 def disagreement(predictions: Tensor, mask: Tensor) -> Tensor:
-    """Population variance over members [M, ..., D], its mean [...] over the features where ``mask`` [D] is True."""
-    return (predictions.var(0, correction=0) * mask).sum(-1) / mask.sum().clamp_min(1)
+    """Population variance over members [M, ..., D], its mean [...] over features where ``mask`` ([D], [N, D]) holds."""
+    return (predictions.var(0, correction=0) * mask).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -296,6 +296,16 @@ def test_previous_batches_save_and_load():
     assert source.with_epochs(5).source.epochs == 5 and source.with_epochs(5).seen == 0
 
 
+def test_previous_batches_come_back_to_the_device_of_the_batch():
+    """A checkpoint is loaded to the host."""
+    source, batch = PreviousBatches(Minibatches(1, None), 1), numbered()
+    list(source(batch, KEYS))
+    moved = []
+    source.held.to = lambda device: moved.append(device) or source.held.clone()
+    list(source(batch, KEYS))
+    assert moved == [batch.device]
+
+
 def test_previous_batches_are_copies():
     source, batch = PreviousBatches(Minibatches(1, None), 1), numbered()
     list(source(batch, KEYS))

@@ -11,6 +11,7 @@ from suite.losses.imagination import (
     imagined_gae,
     predictability,
     stacked,
+    terminates,
     value_expansion,
 )
 from suite.losses.world_model import TASK_REWARD, WorldModelLoss
@@ -84,6 +85,13 @@ def batch_of(rows=8, steps=3, seed=0):
     return batch
 
 
+def near_an_end(horizon, rows=8, steps=3):
+    """Where `batch_of` shows a termination within the horizon: row 0, up to its second step."""
+    found = torch.zeros(rows, steps, 2, 1, dtype=torch.bool)
+    found[0, max(0, 2 - horizon) : 2] = True
+    return found
+
+
 def imagine(monkeypatch, kind, horizon, *, skill=0.9, batch=None, **options):
     """The batch after imagination with a world model of that skill, and who imagined."""
     monkeypatch.setattr(WorldModelLoss, "skill", lambda self, td: torch.tensor(skill))
@@ -98,9 +106,9 @@ def test_expansion_with_the_true_critic_gives_the_true_value(monkeypatch, horizo
     batch, *_ = imagine(monkeypatch, "expand", horizon)
     before = batch_of()
     expected = (before[VALUE_TARGET] + true_values() @ before[OBSERVATION]) / 2
-    done = before["next", *DONE]
-    assert_close(batch[VALUE_TARGET], torch.where(done, before[VALUE_TARGET], expected), **CLOSE)
-    assert done.any() and set(batch.keys(True, True)) == set(before.keys(True, True))
+    expected = torch.where(near_an_end(horizon), before[VALUE_TARGET], expected)
+    assert_close(batch[VALUE_TARGET], expected, **CLOSE)
+    assert set(batch.keys(True, True)) == set(before.keys(True, True))
 
 
 @pytest.mark.parametrize("mix, horizon", [(0.5, 2), (1.0, 3), (0.0, 3)])
@@ -111,7 +119,16 @@ def test_expansion_with_no_critic_is_the_sum_of_imagined_rewards(monkeypatch, mi
         now = M @ now
         total = total + GAMMA**k * now
     expected = (1 - mix) * before[VALUE_TARGET] + mix * total
-    assert_close(batch[VALUE_TARGET], torch.where(before["next", *DONE], before[VALUE_TARGET], expected), **CLOSE)
+    expected = torch.where(near_an_end(horizon), before[VALUE_TARGET], expected)
+    assert_close(batch[VALUE_TARGET], expected, **CLOSE)
+
+
+def test_an_end_behind_another_episodes_end_does_not_count():
+    batch = batch_of(rows=2, steps=4)[:1]
+    for key, ends in ((TERMINATED, [0, 0, 1, 0]), (DONE, [1, 0, 1, 0])):
+        batch["next", *key] = torch.tensor(ends, dtype=torch.bool).view(1, 4, 1, 1).expand(1, 4, 2, 1)
+    assert terminates(batch, 3)[0, :, 0, 0].tolist() == [False, True, True, False]
+    assert terminates(batch, 1)[0, :, 0, 0].tolist() == [False, False, True, False]
 
 
 def test_a_predicted_end_weighs_the_tail_and_replaces_the_known_one(monkeypatch):

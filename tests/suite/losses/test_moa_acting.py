@@ -63,6 +63,7 @@ def test_a_shuffled_latent_is_another_environments():
     assert not torch.equal(own, other)
     rows = torch.cdist(own.flatten(1), other.flatten(1)).argmin(0)
     assert torch.equal(rows.sort().values, torch.arange(50)) and torch.equal(own[rows], other)
+    assert (rows != torch.arange(50)).all(), "nobody keeps its own"
 
 
 def test_each_network_has_its_own_optimiser_and_clipping():

@@ -13,16 +13,18 @@ from tests.batches import make_past_batch, make_specs, shaken
 torch.set_num_threads(1)
 
 
-def measured(kind, **options):
+def measured(kind, specs_options=(), **options):
     """A fresh loss and what it measures on 10 rows, of which 5 are held out."""
     torch.manual_seed(0)
-    specs = make_specs(kind)
+    specs = make_specs(kind, **dict(specs_options))
     loss, batch = MOALoss(specs, latent_dim=3, num_cells=8, held_out=0.5, **options), make_past_batch(specs, 10, 6)
     batch[IS_INIT] = torch.zeros(10, 6, 1, dtype=torch.bool)
     batch[IS_INIT][:, 0] = True
     batch["next", "agents", "done"].zero_()
     if specs.discrete:
         batch[LOGITS] = torch.zeros(10, 6, 3, 5)
+    if specs.controlled:
+        batch[CONTROLLED] = torch.ones(10, 6, 3, dtype=torch.bool)
     return loss, batch, loss.diagnose(batch)
 
 
@@ -41,6 +43,15 @@ def test_an_untrained_world_model_copies_and_an_untrained_action_model_knows_not
     assert found["wm/obs_skill_1"] == pytest.approx(0, abs=1e-6)
     assert found["moa/ce"] == pytest.approx(math.log(5), abs=0.02)
     assert found["moa/ce_floor"] == pytest.approx(math.log(5), abs=1e-6)  # the acting policy was uniform
+
+
+def test_a_script_has_no_entropy_and_one_step_no_future():
+    """Two of three agents are scripted: the floor is a third of the network's."""
+    loss, batch, _ = measured("discrete", specs_options={"controlled": CONTROLLED})
+    batch[CONTROLLED] = torch.tensor([True, False, False]).expand(10, 6, 3)
+    assert loss.diagnose(batch)["moa/ce_floor"] == pytest.approx(math.log(5) / 3, abs=1e-6)
+    one = loss.diagnose(batch[:, :1])
+    assert all(math.isfinite(value) for value in one.values()) and not any("_moa" in name for name in one)
 
 
 def test_a_model_that_sees_the_present_is_not_rolled_ahead_of_it():
@@ -118,15 +129,12 @@ def test_expected_others_follow_the_model_of_each_agent(kind, memory):
 
 @torch.no_grad()
 def test_what_an_agent_is_not_told_stays_hidden_in_its_expectations():
-    for others, fact in (("own", None), ("visible", VISIBLE), ("all", CONTROLLED)):
+    for others, fact in (("own", None), ("visible", VISIBLE)):
         specs = make_specs("discrete", **({fact[-1]: fact} if fact else {}))
-        loss, td = MOALoss(make_specs("discrete"), latent_dim=3), make_past_batch(specs, 4, 5)
+        td = make_past_batch(specs, 4, 5)
         if fact == VISIBLE:
             td[VISIBLE] = (torch.rand(4, 5, 3, 2) < 0.5).float()
             told = td[VISIBLE]
-        elif fact == CONTROLLED:
-            td[CONTROLLED] = torch.rand(4, 5, 3) < 0.5
-            told = loss.model.actions.of_others(td[CONTROLLED].float().unsqueeze(-1)).squeeze(-1)
         else:
             told = torch.zeros(4, 5, 3, 2)
         loss = MOALoss(specs, latent_dim=3, others_actions=others)

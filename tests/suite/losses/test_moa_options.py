@@ -17,6 +17,9 @@ from tests.batches import make_specs
     ({"memory": "lstm"}, r"memory .*\['none', 'gru'\].*'lstm'"),
     ({"influence_divergence": "l2"}, r"influence_divergence .*\['kl', 'jsd'\].*'l2'"),
     ({"memory": "gru", "actor_inputs": "obs+past"}, r"obs\+past .* trains no model that could remember"),
+    *(({name: 1, "actor_inputs": "obs+past", "ensemble": 2}, rf"obs\+past .* trains no model: leave {name} at 0")
+      for name in ("curiosity", "disagreement", "influence", "wm_replay")),
+    ({"memory_chunk": 5}, "memory_chunk .* give memory=gru"), ({"acting_tau": 1.5}, "acting_tau .* share up to 1"),
     ({"others_actions": "visible"}, r"others_actions=visible .* who sees whom: --task-options with_visible=True"),
     ({"train_moa_only_when_visible": True}, r"train_moa_only_when_visible .* who sees whom"),
     ({"held_out": 1.0}, r"held_out .* below 1, got 1.0"), ({"memory_chunk": -1}, "memory_chunk .* not be negative"),

@@ -218,6 +218,17 @@ def test_scaler_standardises_clips_and_masks_what_never_varies():
     assert scaler(torch.tensor([1e6, 1e-3, 99.0, -1e6])).tolist() == [10.0, 0.0, 0.0, -10.0]
 
 
+# agent 1 has a single feature: its zeros enter no mean, and its second feature never counts; agent 0 is dead in row 0
+def test_padding_and_the_dead_count_in_no_statistic():
+    unpadded, alive = torch.tensor([[True, True], [True, False]]), torch.tensor([[[False], [True]], [[True], [True]]])
+    scaler = Scaler(2, unpadded)
+    scaler.update(torch.tensor([[[50.0, 50.0], [1.0, 0.0]], [[3.0, 7.0], [5.0, 0.0]]]), alive)
+    assert_close(scaler.moments.mean, torch.tensor([3.0, 7.0]), rtol=1e-4, atol=0)
+    assert scaler.moments.count.tolist() == pytest.approx([3, 1], abs=1e-3)
+    assert scaler.mask.tolist() == [[True, True], [True, False]]
+    assert not scaler(torch.full((5, 2, 2), 9.0))[:, 1, 1].any() and "unpadded" not in scaler.state_dict()
+
+
 @pytest.mark.parametrize("n", [2, 4])
 def test_the_action_model_starts_at_the_uniform_distribution(n):
     torch.manual_seed(0)
