@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from recipes.jobs import Job, random_return, run_job
 from recipes.tables import TABLES
-from suite.config import check_choice, run_cli
+from suite.config import check_choice, check_positive, run_cli
 from suite.run import versions
 
 
@@ -100,10 +100,14 @@ def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1
     for what, chosen, allowed in (("row", rows, TABLES[table].rows), ("task", tasks, TABLES[table].tasks)):
         for name in chosen:
             check_choice(f"{what} of table {table!r}", name, allowed)
-    write_info(table, results, seeds)
+    check_positive({"seeds": seeds, "jobs": jobs})
     todo = [Job(table, row, task, seed, runs, results) for seed in range(1, seeds + 1)
             for task in (tasks or TABLES[table].tasks) for row in (rows or TABLES[table].rows)
             if TABLES[table].has(row, task)]
+    if not todo:
+        raise ValueError(f"table {table!r} has none of the rows {list(rows)} on {list(tasks)}: they exist on "
+                         f"{sorted({task for row in rows for task in TABLES[table].only.get(row, ())})}")
+    write_info(table, results, seeds)
     todo = [job for job in todo if not job.finished()]
     print(f"{len(todo)} runs to do")
     LAUNCHERS[launcher](todo, jobs)

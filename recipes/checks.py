@@ -100,6 +100,9 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
     if off_policy and specs.alive:
         raise ValueError(f"{cfg.algorithm!r} cannot learn tasks whose agents leave early, such as {cfg.task!r}; "
                          f"use mappo, ippo, maa2c or ia2c")
+    if off_policy and specs.controlled:
+        raise ValueError(f"{cfg.algorithm!r} cannot learn tasks that play some agents themselves, such as {cfg.task!r} "
+                         f"with scripted partners; use mappo, ippo, maa2c or ia2c")
     if cfg.whole_episodes and batch != cfg.num_envs * specs.horizon:
         raise ValueError(f"whole_episodes needs steps equal to the horizon {specs.horizon}: leave --steps at None")
     if cfg.returns == "padded_nstep" and not cfg.whole_episodes:

@@ -20,9 +20,10 @@ from recipes.moa_obligations import OBLIGATIONS
 from recipes.moa_predictions import partners, world
 from recipes.moa_runs import learning, returns, use
 from recipes.tables import TABLES
-from suite.config import check_choice, run_cli
+from suite.config import check_choice, check_positive, run_cli
 from suite.proof_figures import draw_proofs
 from suite.proofs import judge, markdown, read_numbers, write_numbers
+from suite.run import commit
 
 COMMAND = "python -m recipes.moa_proofs --only {experiment}"
 REMARKS = ("Experiments partners, world, toy and leader train the models of the loss on frozen policies, by the "
@@ -69,7 +70,8 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
         tables: folder of the results of tables.
         results: folder to write to.
     """
-    check_choice("table", table, TABLES)
+    check_positive({"seeds": seeds})
+    check_choice("table", table, [name for name, it in TABLES.items() if "MOA" in it.rows])
     for name in only:
         check_choice("experiment", name, [*EXPERIMENTS, *FROM_RUNS])
     torch.set_num_threads(1)
@@ -80,6 +82,7 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
             for seed in range(1, seeds + 1):
                 for figure, value in EXPERIMENTS[name](seed).items():
                     numbers.setdefault(name, {}).setdefault(figure, {})[str(seed)] = value
+                numbers.setdefault("commits", {}).setdefault(name, {})[str(seed)] = commit()
                 write_numbers(folder / "numbers.json", numbers)
                 print(f"{name}: seed {seed}", flush=True)
             continue
@@ -95,7 +98,10 @@ def publish(folder: Path) -> None:
     """README.md and proofs.png from numbers.json."""
     numbers = read_numbers(folder / "numbers.json")
     findings = [judge(obligation, numbers) for obligation in OBLIGATIONS]
-    text = markdown("What loss `moa` proves", findings, command=COMMAND, picture="proofs.png", remarks=REMARKS)
+    made = "; ".join(f"{name} {', '.join(sorted(set(seeds.values())))}"
+                     for name, seeds in sorted(numbers.get("commits", {}).items()))
+    remarks = [*REMARKS, *([f"Commits: {made}."] if made else [])]
+    text = markdown("What loss `moa` proves", findings, command=COMMAND, picture="proofs.png", remarks=remarks)
     (folder / "README.md").write_text(text, encoding="utf-8")
     draw_proofs(findings, folder / "proofs.png")
 

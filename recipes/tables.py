@@ -67,8 +67,8 @@ _HIDDEN = tuple(task for task, flags in _MOA.items() if "with_hidden=True" in fl
 _FRAMES = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
            "foraging/2s-8x8-2p-2f-coop": 500_000}  # of table moa_small
 _MOA_NOTES = ["Return is the mean over agents, greedy actions, 32 fresh episodes.",
-              "MAPPO-inputs reads what the models read, MAPPO-matched acts with as many parameters, MOA-shuffled reads "
-              "another environment's latent, Oracle the hidden variables."]
+              "MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to "
+              "1.2 times), MOA-shuffled reads another environment's latent, Oracle the hidden variables."]
 
 TABLES = {
     "cooperative": Table(

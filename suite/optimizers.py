@@ -20,6 +20,11 @@ class FlatRMSprop(torch.optim.RMSprop):
         super().__init__(params, lr=lr, alpha=alpha, eps=eps)
         self.flat: dict[Tensor, tuple[Tensor, Tensor]] = {}  # of each first parameter: all v, and its own
 
+    def __setstate__(self, state) -> None:
+        """Of a copy, or of a loaded state: the vectors are gathered anew."""
+        super().__setstate__(state)
+        self.flat = {}
+
     @torch.no_grad()
     def step(self) -> None:
         """One step of all groups."""

@@ -68,10 +68,12 @@ def judge(obligation: Obligation, numbers: Numbers) -> Finding:
     measured = numbers.get(obligation.experiment, {}).get(obligation.figure)
     if not measured:
         return Finding(obligation, None, (), NOT_RUN)
+    if measured.get("value", 0.0) is None or not (known := [x for x in measured.values() if x is not None]):
+        return Finding(obligation, None, (), NOT_RUN)
     if "value" in measured:
         values, estimate = (), Estimate(measured["value"], measured.get("low"), measured.get("high"))
     else:
-        values = tuple(measured.values())
+        values = tuple(known)
         estimate = bootstrap([np.array(values)], np.mean)
     decisive = estimate.value
     if obligation.whole_interval:
@@ -130,7 +132,7 @@ def measured_text(finding: Finding) -> str:
 
 
 def threshold_text(obligation: Obligation) -> str:
-    """Such as "\u003e 0.5"."""
+    """Such as ``\\> 0.5``."""
     sense = {">": "\\>", "<": "\\<"}[obligation.sense]  # Markdown reads a bare sign as a quotation or a tag
     return f"{sense} {_digits(obligation.bound)}" + ", whole interval" * obligation.whole_interval
 

@@ -48,7 +48,7 @@ def belief_loss(x: Tensor, target: Tensor, noise: Tensor, inside: Tensor | None,
     if am_filter is not None:
         bounds = am_filter.low, am_filter.high
         params += [p if train_filter else p.detach() for p in stacked.parameters(am_filter.layers)]
-    with _without_autocast(x.device.type):  # the backward pass does not know of it
+    with _without_autocast(x.device.type):
         rec, kl, power, plain, mean = _BeliefLoss.apply(x, target, noise, inside, slow, bounds, sizes, *params)
     return BeliefSums(rec, kl, power, rec.detach() if plain is None else plain, mean)
 
@@ -79,23 +79,24 @@ class _BeliefLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_rec, of_kl, of_power, *_):
-        noise, inside, mu, sigma, decoded, error, w, *rest = ctx.saved_tensors
-        inputs, params = rest[:len(rest) // 3], rest[len(rest) // 3:]
-        first, second = ctx.sizes
-        of_error, of_filter = error * (2 * of_rec), [None] * (len(params) - second)
-        of_decoded = of_error if w is None else of_error * w
-        if w is not None and ctx.needs_input_grad[-1]:
-            of_w = (of_error * decoded).addcmul_(_times(w, inside), 2 * of_power)
-            of_gate = AMFilter.squash_backward(of_w, w, *ctx.bounds)
-            _, of_filter = stacked.backward(of_gate, inputs[second // 2:], params[second:], to_rows=False)
-        of_z, of_decoder = stacked.backward(of_decoded, inputs[first // 2:second // 2],
-                                            params[first:second], to_rows=True)
-        of_kl = _times(of_kl * (2 / DIVISOR), inside)
-        of_mu = torch.addcmul(of_z, mu, of_kl)
-        of_log_sigma = (of_z * noise).addcmul_(sigma, of_kl).mul_(sigma).sub_(of_kl * (DIVISOR / 2))
-        of_head = torch.cat([of_mu, 0.5 * of_log_sigma], -1)  # log sigma is half of it
-        _, of_encoder = stacked.backward(of_head, inputs[:first // 2], params[:first], to_rows=False)
-        return *[None] * 7, *of_encoder, *of_decoder, *of_filter
+        with torch.autocast(of_rec.device.type, enabled=False):  # a traced one runs under the forward pass's
+            noise, inside, mu, sigma, decoded, error, w, *rest = ctx.saved_tensors
+            inputs, params = rest[:len(rest) // 3], rest[len(rest) // 3:]
+            first, second = ctx.sizes
+            of_error, of_filter = error * (2 * of_rec), [None] * (len(params) - second)
+            of_decoded = of_error if w is None else of_error * w
+            if w is not None and ctx.needs_input_grad[-1]:
+                of_w = (of_error * decoded).addcmul_(_times(w, inside), 2 * of_power)
+                of_gate = AMFilter.squash_backward(of_w, w, *ctx.bounds)
+                _, of_filter = stacked.backward(of_gate, inputs[second // 2:], params[second:], to_rows=False)
+            of_z, of_decoder = stacked.backward(of_decoded, inputs[first // 2:second // 2],
+                                                params[first:second], to_rows=True)
+            of_kl = _times(of_kl * (2 / DIVISOR), inside)
+            of_mu = torch.addcmul(of_z, mu, of_kl)
+            of_log_sigma = (of_z * noise).addcmul_(sigma, of_kl).mul_(sigma).sub_(of_kl * (DIVISOR / 2))
+            of_head = torch.cat([of_mu, 0.5 * of_log_sigma], -1)  # log sigma is half of it
+            _, of_encoder = stacked.backward(of_head, inputs[:first // 2], params[:first], to_rows=False)
+            return *[None] * 7, *of_encoder, *of_decoder, *of_filter
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 from recipes.checks import OFF_POLICY, ON_POLICY, UNREAD, check_config, check_used, validate
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, overrides
-from suite.specs import ALIVE
+from suite.specs import ALIVE, CONTROLLED
 from tests.batches import make_specs
 
 OTHER = {  # another valid value of every field that only some algorithms read
@@ -152,17 +152,18 @@ def specs_for(algorithm, **options):
     return make_specs("continuous" if ALGORITHMS[algorithm][2] == "continuous" else "discrete", **options)
 
 
+@pytest.mark.parametrize("fact, what", [({"alive": ALIVE}, "whose agents leave early, such as 'vmas/navigation'"), (
+    {"controlled": CONTROLLED}, "that play some agents themselves, such as 'vmas/navigation' with scripted partners")])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_agents_that_leave_early_are_for_on_policy_algorithms(algorithm):
+def test_agents_that_leave_early_or_are_scripted_are_for_on_policy_algorithms(algorithm, fact, what):
     batch = 10_000
     validate(make(algorithm), specs_for(algorithm), batch)
-    leaving = specs_for(algorithm, alive=ALIVE)
+    special = specs_for(algorithm, **fact)
     if composition(algorithm) != "on_policy":
-        with pytest.raises(ValueError, match=f"'{algorithm}' cannot learn tasks whose agents leave early, such as "
-                                             "'vmas/navigation'; use mappo, ippo, maa2c or ia2c"):
-            validate(make(algorithm), leaving, batch)
+        with pytest.raises(ValueError, match=f"'{algorithm}' cannot learn tasks {what}; use mappo, ippo, maa2c or "):
+            validate(make(algorithm), special, batch)
     else:
-        validate(make(algorithm), leaving, batch)
+        validate(make(algorithm), special, batch)
 
 
 @pytest.mark.parametrize("algorithm, actions, allowed", [

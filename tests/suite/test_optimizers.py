@@ -1,5 +1,7 @@
 """The flat optimiser takes torch's steps."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -64,3 +66,17 @@ def test_states_are_torchs_and_go_back_and_forth(swap):
     optimizers[0].load_state_dict(theirs if swap else ours)
     for seed in range(4, 8):
         step(sets, optimizers, seed)
+
+
+def test_a_copy_goes_on_like_the_first():
+    """Also from a loaded state of which only a later tensor is new."""
+    sets, optimizers = pair()
+    for seed in range(1, 4):
+        step(sets, optimizers, seed)
+    params, mine = copy.deepcopy((sets[0], optimizers[0]))
+    step([params, sets[1]], [mine, optimizers[1]], 4)
+    for part in (mine, optimizers[1]):
+        state = part.state_dict()
+        state["state"][1]["square_avg"] = torch.full((5,), 100.0)
+        part.load_state_dict(state)
+    step([params, sets[1]], [mine, optimizers[1]], 5)

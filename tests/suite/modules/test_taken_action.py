@@ -28,10 +28,8 @@ def test_only_where_a_task_overrides():
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-@pytest.mark.parametrize("algorithm", ["mappo", "off-policy"])
+@pytest.mark.parametrize("algorithm", ["mappo", "ia2c"])
 def test_followers_are_told_what_a_scripted_leader_did(algorithm, continuous):
-    if algorithm == "off-policy":
-        algorithm = "maddpg" if continuous else "qmix"
     options = {"partner_types": True, "continuous_actions": continuous}
     cfg = config(algorithm, loss="moa", task="vmas/hidden_leader", task_options=options)
     trainer = make_trainer(cfg, MemoryRun())
