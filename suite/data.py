@@ -99,10 +99,25 @@ class Sequences(DataSource):
 
 
 @dataclass(eq=False)
-class FirstRows(DataSource):
-    """Another source, of all but the last ``share`` of the environments, which are kept for measurements."""
+class Derived(DataSource):
+    """What another source makes of a changed batch; that one owns what is stored."""
 
     source: DataSource
+
+    @property
+    def owner(self) -> DataSource:
+        """The source behind it."""
+        return self.source.owner
+
+    def with_epochs(self, epochs: int) -> Derived:
+        """The same with another number of epochs."""
+        return replace(self, source=self.source.with_epochs(epochs))
+
+
+@dataclass(eq=False)
+class FirstRows(Derived):
+    """Another source, of all but the last ``share`` of the environments, which are kept for measurements."""
+
     share: float
 
     @staticmethod
@@ -110,39 +125,20 @@ class FirstRows(DataSource):
         """How many of ``rows`` environments are left out: at least one if any, never all."""
         return min(max(1, round(rows * share)), rows - 1) if share else 0
 
-    @property
-    def owner(self) -> DataSource:
-        """The source behind it."""
-        return self.source.owner
-
-    def with_epochs(self, epochs: int) -> FirstRows:
-        """The same with another number of epochs."""
-        return replace(self, source=self.source.with_epochs(epochs))
-
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield what the source makes of the first rows."""
         yield from self.source(batch[: len(batch) - self.kept_out(len(batch), self.share)], keys)
 
 
 @dataclass(eq=False)
-class Chunks(DataSource):
+class Chunks(Derived):
     """Another source of sequences, of rows cut into chunks of ``length`` steps: gradients of a memory end there.
 
     Raises:
         ValueError: the batch's steps are no multiple of the length.
     """
 
-    source: DataSource
     length: int
-
-    @property
-    def owner(self) -> DataSource:
-        """The source behind it."""
-        return self.source.owner
-
-    def with_epochs(self, epochs: int) -> Chunks:
-        """The same with another number of epochs."""
-        return replace(self, source=self.source.with_epochs(epochs))
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield what the source makes of the chunks [N T / length, length]."""
