@@ -9,7 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tensordict.nn import TensorDictModule
+from torch import Tensor
 
 from envs import make_env
 from recipes.cooperative import CHOOSERS, configure
@@ -19,7 +21,7 @@ from suite.config import parse_cli
 from suite.evaluate import Evaluator
 from suite.report import Evaluation, append_rows, file_name, read_cell
 from suite.run import stored_run
-from suite.specs import ACTION, OBSERVATION
+from suite.specs import ACTION, ACTION_MASK, OBSERVATION
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,13 @@ def random_return(table: str, task: str) -> float:
     flags = TABLES[table].flags(next(iter(TABLES[table].rows)), task)
     cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="", args=flags)
     env = make_env(task, num_envs=256, seed=0, max_steps=cfg.max_steps, **cfg.task_options)
-    action = env.full_action_spec[ACTION]
-    policy = TensorDictModule(lambda observation: action.rand(), in_keys=[OBSERVATION], out_keys=[ACTION])
+    spec = env.full_action_spec[ACTION]
+
+    def draw(observation: Tensor, allowed: Tensor | None = None) -> Tensor:
+        return spec.rand() if allowed is None else torch.rand(allowed.shape).masked_fill(~allowed, -1).argmax(-1)
+
+    mask = [ACTION_MASK] if ACTION_MASK in env.observation_spec.keys(True, True) else []
+    policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=[ACTION])
     return Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)["return"]
 
 

@@ -82,6 +82,7 @@ class Returns(ValueEstimatorBase):
         self.lowered_target = Lowered(self.target) if self.target is not None else self.lowered
         self.reward_moments = RunningMoments((int(standardize_reward), 1)) if standardize_reward else None
         self.value_moments = RunningMoments((1,)) if value_norm else None
+        self.learned: tuple[Tensor, Tensor] | None = None  # mean and deviation in which the critic has learned so far
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None) -> TensorDictBase:
@@ -90,6 +91,8 @@ class Returns(ValueEstimatorBase):
         if self.reward_moments is not None:
             self.reward_moments.update(reward, self._alive(tensordict) if self.mask_rewards else None)
         reward = self.scaled(reward)
+        if self.value_moments is not None:
+            self.learned = self.value_moments.mean.clone(), self.value_moments.var.sqrt()
         given, next_value = self._values(tensordict)
         value, next_value = self.in_reward_units(given), self.in_reward_units(next_value)
         if self.kind == "gae":
@@ -117,8 +120,8 @@ class Returns(ValueEstimatorBase):
         return reward if moments is None else (reward - moments.mean) / moments.var.sqrt()
 
     def in_reward_units(self, value: Tensor) -> Tensor:
-        """What the critic gave, as an expected return."""
-        return value if self.value_moments is None else self.value_moments.inverse(value)
+        """What the critic gave, as an expected return, also after the statistics have taken in the latest batch."""
+        return value if self.learned is None else value * self.learned[1] + self.learned[0]
 
     def in_critic_units(self, value: Tensor) -> Tensor:
         """An expected return as the critic is to predict it."""

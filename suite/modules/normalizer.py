@@ -39,7 +39,3 @@ class RunningMoments(nn.Module):
     def forward(self, x: Tensor, eps: float = 1e-8) -> Tensor:
         """(x - mean) / (std + eps)."""
         return (x - self.mean) / (self.var.sqrt() + eps)
-
-    def inverse(self, x: Tensor, eps: float = 1e-8) -> Tensor:
-        """x (std + eps) + mean: what `forward` was given."""
-        return x * (self.var.sqrt() + eps) + self.mean

@@ -168,6 +168,7 @@ def test_units_of_the_learner(monkeypatch, returns):
     if "value_norm" in returns:
         estimate.value_moments.mean.fill_(5.0)
         estimate.value_moments.var.fill_(4.0)
+        estimate.learned = torch.tensor([5.0]), torch.tensor([2.0])
     if "standardize_reward" in returns:
         estimate.reward_moments.mean.copy_(torch.tensor([[1.0], [2.0]]))
         estimate.reward_moments.var.copy_(torch.tensor([[4.0], [9.0]]))

@@ -119,10 +119,15 @@ def test_value_norm_moves_with_living_agents_before_it_scales():
     assert moments.count.item() == pytest.approx(6, abs=1e-3)
     assert moments.mean.item() == pytest.approx(targets.mean().item(), rel=1e-4)
     assert_close(batch[VALUE_TARGET][0, :, 0, 0], (targets - moments.mean) / moments.var.sqrt())
-    saved = returns.state_dict()
+    assert_close(returns.in_reward_units(torch.ones(1)), torch.ones(1)), "the critic has not learned the new units"
+    saved = {name: value.clone() for name, value in returns.state_dict().items() if torch.is_tensor(value)}
     other = returns_of(critic, gamma=0.5, lmbda=0.5, value_norm=True, mask=ALIVE)
-    other.load_state_dict(saved)
+    other.load_state_dict(returns.state_dict())
+    for estimator in (returns, other):
+        estimator(batch)
     assert_close(other.in_reward_units(torch.ones(1)), returns.in_reward_units(torch.ones(1)), rtol=0, atol=0)
+    expected = saved["value_moments.var"].sqrt() + saved["value_moments.mean"]
+    assert_close(other.in_reward_units(torch.ones(1)), expected)
 
 
 def test_nstep_targets():
