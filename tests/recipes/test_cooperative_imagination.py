@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import recipes.cooperative as recipe
+from suite.losses.imagination import terminates
 from suite.losses.world_model import WorldModelLoss
 from suite.run import MemoryRun
 from suite.specs import ACTION, LOG_PROB, VALUE_TARGET
@@ -135,12 +136,16 @@ def test_a_closed_gate_leaves_the_learner_as_it_would_be_without(kind, monkeypat
 
 
 def test_expansion_moves_the_targets_of_open_frames_only(skilled):
+    """Frames whose episode terminates within the horizon keep theirs; the toy's episodes end by their time limit."""
     trainer, batch = prepared("expand", steps=8)
-    done = batch["next", "agents", "done"]
     mixed = batch[VALUE_TARGET].clone()
+    batch["next", "agents", "terminated"][0, 5] = True
+    near = terminates(batch, trainer.losses[0].imagination.horizon)
     trainer.estimators[0](batch)
-    assert torch.equal(mixed[done], batch[VALUE_TARGET][done]) and done.any()
-    assert not torch.equal(mixed[~done], batch[VALUE_TARGET][~done])
+    plain = batch[VALUE_TARGET].clone()
+    trainer.estimators[1](batch)
+    assert torch.equal(plain[near], batch[VALUE_TARGET][near]) and near.any() and near.sum() < near.numel() / 2
+    assert not (plain[~near] == batch[VALUE_TARGET][~near]).any() and not torch.equal(mixed, plain)
 
 
 @pytest.mark.parametrize("change, message", [

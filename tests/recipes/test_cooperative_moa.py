@@ -153,7 +153,7 @@ def test_the_critic_reads_the_latent_of_the_next_step_too(options):
     At an episode's end nobody acts on it: there it is one more step of that episode, from what is remembered of it.
     """
     trainer, batch = trained(options=options)
-    [estimator], model = trainer.estimators, trainer.losses[0].model
+    [estimator], model = trainer.estimators, trainer.losses[0].acting
     assert set(estimator.next_keys) >= set(model.keys)
     after = estimator.encoder({key: batch["next", *key] for key in model.keys})[LATENT]
     running = ~batch["next", "done"][:, :-1, :, None].expand(-1, -1, 2, 3)
