@@ -147,7 +147,7 @@ def test_the_ramp_was_busy_before_and_after_the_break(whole):
     """Five sixths of the run have another weight of the KL each; every network has its optimiser's moments."""
     found = state(whole("moa ramp"))
     [loss] = found["losses"]
-    assert loss["_extra_state"] == {"frames": 6 * FRAMES, "total_frames": 6 * FRAMES}
+    assert loss["_extra_state"] == {"frames": 6 * FRAMES, "total_frames": 6 * FRAMES, "iterations": 6}
     optimizers = found["updates"]["moa"]["optimizers"]
     assert optimizers.keys() == {"moa", "world_model", "student", "teacher"}
     assert all(optimizer["state"] for optimizer in optimizers.values())
