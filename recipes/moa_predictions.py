@@ -59,5 +59,5 @@ def feature_skill(learned: Learned, *, others: bool = True) -> float:
         return (guess - after).square().flatten(0, -2).mean(0)
 
     copy = error(u)
-    moves = scaler.mask & (copy > 1e-8)
+    moves = scaler.mask.reshape(-1, len(copy)).any(0) & (copy > 1e-8)  # with padding the mask is one of each agent
     return (1 - error(predicted) / copy.clamp_min(1e-8))[moves].mean().item()
