@@ -56,8 +56,8 @@ def feature_skill(learned: Learned, *, others: bool = True) -> float:
     predicted, after = learned.loss.model.world_model(u, joint)[0], scaler(learned.test["next", *OBSERVATION])
 
     def error(guess: Tensor) -> Tensor:
-        return (guess - after).square().flatten(0, -2).mean(0)
+        return ((guess - after) * scaler.mask).square().flatten(0, -2).mean(0)  # padding counts on neither side
 
     copy = error(u)
-    moves = scaler.mask.reshape(-1, len(copy)).any(0) & (copy > 1e-8)  # with padding the mask is one of each agent
+    moves = copy > 1e-8
     return (1 - error(predicted) / copy.clamp_min(1e-8))[moves].mean().item()
