@@ -80,7 +80,8 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
     others = others.unflatten(-1, (-1, model.actions.dim))
 
     def step(observation: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-        return model.world_model(observation, torch.cat([mine, theirs.flatten(-2)], -1))[0] * mask  # padding is not learned
+        joint = torch.cat([mine, theirs.flatten(-2)], -1)
+        return model.world_model(observation, joint)[0] * mask  # what it says of padding is not learned
 
     out["gain_joint"] = joint_gain(step, u, after, own, others, alive, dims=mask)
     done = held["next", *DONE][..., 0, 0]
