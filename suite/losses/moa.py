@@ -50,7 +50,7 @@ class MOALoss(Loss):
 
     Args:
         latent_dim: size of z. num_cells, depth: hidden layers of every network.
-        moa_coef, obs_coef, reward_coef, cvae_coef, teacher_coef: weights of the losses; 0 removes one.
+        moa_coef, obs_coef, reward_coef, cvae_coef, teacher_coef: weights of the losses.
         alpha, alpha_warmup: weight of the KL, reached linearly after that share of the run.
         beta_teacher, teacher_action_coef: see `CVAELoss`. kl_direction, student_pull, teacher_pull, free_bits_dim,
             free_nats: of the KL; the pulls are its two weights.
@@ -237,7 +237,7 @@ class MOALoss(Loss):
     # ------------------------------------------------------------------ training
 
     def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
-        """One entry for each network that has a weight."""
+        """One entry for each network."""
         out: dict[str, list[nn.Parameter]] = {}
         for name, loss in zip(("moa", "world_model", "student"), self._losses(), strict=True):
             out |= loss.networks(name)

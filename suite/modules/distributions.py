@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+from suite.modules.gaussian import LOG_SQRT_2PI
+
 LIMIT = 1 - 1e-6  # the largest |tanh| handed out, so that its inverse is finite in float32
 
 

@@ -14,7 +14,7 @@ from recipes.moa_proofs import EXPERIMENTS, FROM_RUNS, claims, prove
 from suite.config import as_plain
 from suite.report import Evaluation, append_rows
 from suite.run import Run
-from suite.specs import LOGITS, Specs
+from suite.specs import ACTION, CONTROLLED, LOGITS, SCRIPTED_ACTION, Specs
 from tests.small import config, train
 
 torch.set_num_threads(1)
@@ -65,6 +65,24 @@ def test_the_toy_gives_every_number(options):
     found = moa_latents.toy(0, effort=TINY_TOY, **options)
     assert {"u", "uc", "uc_mlp", "z", "z_teacher", "kl", "calibration", "bayes", "bayes_late", "z_late"} <= set(found)
     assert 0.7 < found["bayes"] < 0.9 and found["bayes_late"] > found["bayes"]
+
+
+def test_the_past_of_followers_holds_what_the_script_played():
+    found = learn("vmas/hidden_leader", moa_latents.uniform_actors, seed=1, part="action_loss", effort=TINY,
+                  continuous_actions=False, partner_types=True)
+    overridden = ~found.test[CONTROLLED]
+    assert overridden.any() and torch.equal(found.test[ACTION][overridden], found.test[SCRIPTED_ACTION][overridden])
+
+
+def test_skill_by_feature_leaves_padding_out():
+    """The speaker sees 3 of 11 features; whatever is said of the others changes nothing."""
+    found = learn("vmas/simple_speaker_listener_pe", moa_predictions.smooth_actors, seed=1, part="world_loss",
+                  effort=TINY)
+    padding = ~found.specs.obs_mask
+    before, world = moa_predictions.feature_skill(found), found.loss.model.world_model
+    ask = world.forward
+    world.forward = lambda u, joint: (ask(u, joint)[0] + 50.0 * padding, None)
+    assert padding.any() and moa_predictions.feature_skill(found) == pytest.approx(before, abs=1e-6)
 
 
 def test_followers_of_a_scripted_leader():
