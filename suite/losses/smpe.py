@@ -150,29 +150,25 @@ class SMPELoss(Loss):
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_rec``, ``loss_kl``, ``loss_norm``; the plain reconstruction error, KL per unit and mean filter."""
-        ready = self.ready(minibatch.reshape(-1)).squeeze(0) if minibatch.get("target", None) is None else minibatch
-        inside = None if self.mask is None else ready["inside"]
-        rows = ready.shape[1] if inside is None else (inside.sum() / len(inside)).clamp_min(1)
-        sums = belief_loss(ready["x"], ready["target"], ready["noise"], inside, encoder=self.encoder,
-                           decoder=self.decoder, am_filter=self.am_filter if self.filters else None,
-                           slow=ready["slow"] if self.filters else None, train_filter=self.train_filter)
-        out = {"loss_rec": sums.rec * (self.rec_coef * self.encode_rows / rows),
-               "loss_kl": sums.kl * (self.kl_coef * self.encode_rows / rows),
-               "reconstruction": sums.plain / (rows * self.others.slots.numel()),
-               "kl_per_unit": sums.kl.detach() / (rows * self.specs.n_agents * self.latent_dim)}
+        ready = self.ready(minibatch.reshape(-1))[0] if minibatch.get("target", None) is None else minibatch
+        sums = belief_loss(ready["x"], ready["target"], ready["noise"], ready.get("inside"), ready["factors"],
+                           encoder=self.encoder, decoder=self.decoder, slow=ready.get("slow"),
+                           am_filter=self.am_filter if self.filters else None, train_filter=self.train_filter)
+        out = {"loss_rec": sums.rec, "loss_kl": sums.kl, "reconstruction": sums.plain, "kl_per_unit": sums.divergence}
         if self.filters:
             out["filter"] = sums.filter
             if self.norm_coef and self.norm_loss != "none" and self.train_filter:
-                out["loss_norm"] = (sums.power * (-self.norm_coef / rows) if self.norm_loss == "output" else
+                out["loss_norm"] = (sums.power if self.norm_loss == "output" else
                                     self.am_filter.parameter_norm() * self.norm_coef)
         return TensorDict(out)
 
     @torch.no_grad()
     def ready(self, frames: TensorDictBase, rows: int | None = None) -> TensorDictBase:
-        """All that is constant in minibatches of ``rows`` (None: one of all) frames, [S, A, rows], agents first.
+        """All that is constant in minibatches of ``rows`` (None: one of all) frames, [S, A, rows, size], agents first.
 
         ``x`` and ``target``, standardised observations and those of the others; ``noise``; ``slow``, the slow filter;
-        ``inside``, where rows count. Many minibatches at once take a fraction of the time of one after the other.
+        ``inside``, where rows count; ``factors`` [S, 5] of the sums. Many minibatches at once take a fraction of the
+        time of one after the other.
         """
         observation = frames[OBSERVATION]
         x = self.scaler(observation)
@@ -184,7 +180,12 @@ class SMPELoss(Loss):
             out["inside"] = frames[self.mask].unsqueeze(-1).to(x.dtype)
         shape = -1, rows or len(x), self.specs.n_agents
         out = {name: value.reshape(*shape, value.shape[-1]).transpose(1, 2).contiguous() for name, value in out.items()}
-        return TensorDict(out, out["x"].shape[:3])
+        sizes = self.encode_rows, self.encode_rows, 1, 1 / self.others.slots.numel(), 1 / (shape[-1] * self.latent_dim)
+        coefs = self.rec_coef, self.kl_coef, -self.norm_coef, 1, 1
+        count = (out["inside"].sum((1, 2, 3)) / shape[-1]).clamp_min(1) if "inside" in out else x.new_full(
+            (len(out["x"]),), shape[1])
+        out["factors"] = x.new_tensor([a * b for a, b in zip(sizes, coefs, strict=True)]) / count.unsqueeze(-1)
+        return TensorDict(out, out["x"].shape[:1])
 
     def _clip(self, x: Tensor) -> Tensor:
         return x if self.scaler.limit is None else x.clamp(-self.scaler.limit, self.scaler.limit)
@@ -269,18 +270,21 @@ class SMPELoss(Loss):
         return TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[FILTERED[0]])
 
     def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
-        """Encoder and decoder under ``part``; the filter apart."""
-        out = {part: [*self.encoder.parameters(), *self.decoder.parameters()]}
-        return out | ({"filter": list(self.am_filter.parameters())} if self.filters else {})
+        """Encoder and decoder under ``part``; the filter apart, if anything distinguishes its optimiser."""
+        codec = [*self.encoder.parameters(), *self.decoder.parameters()]
+        gate = list(self.am_filter.parameters()) if self.filters else []
+        lent = self.filtered_critic and not self.lr_filtered_critic > 0  # to the other update
+        if self.lr == self.lr_filter and self.filter_every == 1 and not lent:
+            return {part: codec + gate}
+        return {part: codec} | ({"filter": gate} if gate else {})
 
     def updates(self, name: str, data: DataSource, **optimisation: Any) -> list[Update]:
         """State modelling on the loss's own memory, early and when due; then filter and filtered critic on ``data``."""
         rmsprop = partial(FlatRMSprop, alpha=0.99, eps=1e-8)
         store = Replay(capacity=self.memory, steps=self.encode_steps, size=self.encode_rows, warmup=self.encode_rows,
                        keys=self.in_keys, device=next(self.parameters()).device)
-        rates = {"codec": partial(rmsprop, lr=self.lr)}
-        if self.filters:
-            rates["filter"] = rmsprop(self.am_filter.parameters(), lr=self.lr_filter)
+        rates = {part: rmsprop(params, lr=self.lr_filter if part == "filter" else self.lr)
+                 for part, params in self.networks("codec").items()}
         encode = Update(name, {"codec": self}, _WhenDue(store, self), early=True,
                         **optimisation | {"optimizer": rates, "max_grad_norm": None})
         if not self.filtered_critic:
@@ -288,9 +292,9 @@ class SMPELoss(Loss):
         if self.filtered is None:
             raise ValueError("the filtered critic of loss 'smpe' needs an on-policy algorithm (mappo, ippo, maa2c, "
                              "ia2c); for this one give --loss-options filtered_critic=False")
-        rates = {"critic": optimisation["optimizer"], "filter": rates["filter"]}
-        if self.lr_filtered_critic > 0:
-            rates["filter"] = partial(rmsprop, lr=self.lr_filtered_critic)
+        rates = {"critic": optimisation["optimizer"],
+                 "filter": partial(rmsprop, lr=self.lr_filtered_critic) if self.lr_filtered_critic > 0 else
+                 rates["filter"]}
         clipping = {"critic": optimisation["max_grad_norm"], "filter": None}
         loss = FilteredValueLoss(self.filtered, mask=self.specs.alive)
         return [encode, Update(f"{name}_critic", {"critic": loss}, data, shared={"filter"},

@@ -44,8 +44,11 @@ class SimHash(nn.Module):
         one = torch.ones_like(keys)
         if mask is not None:
             one = one * mask.reshape(keys.shape[:2]).unsqueeze(-1)
-        fresh = torch.zeros_like(self.tables).scatter_add_(2, keys.permute(1, 2, 0), one.permute(1, 2, 0))
-        self.tables += distributed.total(fresh)
+        several = distributed.world_size() > 1
+        fresh = torch.zeros_like(self.tables) if several else self.tables
+        fresh.scatter_add_(2, keys.permute(1, 2, 0), one.permute(1, 2, 0))
+        if several:
+            self.tables += distributed.total(fresh)
         return self._look(keys, x)
 
     @torch.no_grad()

@@ -309,3 +309,14 @@ def test_the_filter_has_its_own_optimiser_for_the_critic_or_the_one_of_the_recon
     assert encode.max_grad_norm == {"codec": None, "filter": None}
     assert second.max_grad_norm == {"critic": 10.0, "filter": None} and second.shared == {"filter"}
     assert encode.early and not second.early
+
+
+def test_one_optimiser_where_nothing_distinguishes_that_of_the_filter():
+    """Some operations on one vector instead of two; a filter that rests sometimes, or is lent, has its own."""
+    for options, parts in (({}, {"codec"}), ({"lr_filter": 0.1}, {"codec", "filter"}),
+                           ({"filter_every": 2}, {"codec", "filter"}), ({"preset": "official"}, {"codec", "filter"}),
+                           ({"preset": "official", "filtered_critic": False}, {"codec"})):
+        loss, _, [encode, *_], _, _ = compose_smpe(make_specs("discrete", state=False), **options)
+        assert set(encode.optimizers) == parts
+        owned = [p for params in encode.params.values() for p in params]
+        assert set(owned) == {*loss.encoder.parameters(), *loss.decoder.parameters(), *loss.am_filter.parameters()}

@@ -24,11 +24,12 @@ def data(masked):
     x, target, noise = (torch.randn(A, R, size, dtype=torch.float64) for size in (OBS, P, K))
     slow = torch.rand(A, R, P, dtype=torch.float64)
     inside = (torch.rand(A, R, 1) > 0.3).double() if masked else None
-    return x, target, noise, inside, slow
+    return x, target, noise, inside, torch.tensor([0.5, 2.0, -3.0, 0.1, 0.2], dtype=torch.float64), slow
 
 
-def plain(x, target, noise, inside, slow, encoder, decoder, am_filter):
+def plain(x, target, noise, inside, factors, slow, encoder, decoder, am_filter):
     """The formulas with the networks' own forward passes; rows first, as these want them."""
+    a, b, c, d, e = factors
     count = 1 if inside is None else inside.transpose(0, 1)
     x, target, noise, slow = (part.transpose(0, 1) for part in (x, target, noise, slow))
     mu, log_sigma = encoder.gaussian(x)
@@ -36,9 +37,10 @@ def plain(x, target, noise, inside, slow, encoder, decoder, am_filter):
     kl = (((mu ** 2 + (2 * log_sigma).exp()) / (2 + 1e-8) - log_sigma - 0.5) * count).sum()
     error = ((decoded - target) ** 2 * count).sum()
     if am_filter is None:
-        return error, kl, None, error, None
+        return a * error, b * kl, None, d * error, e * kl, None
     w = am_filter(x)
-    return ((w * decoded - slow * target) ** 2 * count).sum(), kl, (w ** 2 * count).sum(), error, w.mean()
+    rec, power = ((w * decoded - slow * target) ** 2 * count).sum(), (w ** 2 * count).sum()
+    return a * rec, b * kl, c * power, d * error, e * kl, w.mean()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -57,7 +59,7 @@ def test_values_and_gradients(masked, layers, spare):
             assert_close(a, b)
     w = made[2](rest[0].transpose(0, 1))
     assert (w == 0.4).any() and (w == 0.6).any() and ((w > 0.4) & (w < 0.6)).any(), "both sides of the clamp are met"
-    assert not found.plain.requires_grad and not found.filter.requires_grad
+    assert not any(x.requires_grad for x in (found.plain, found.divergence, found.filter))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -70,8 +72,8 @@ def test_without_a_filter(masked):
     for a, b in zip(torch.autograd.grad(found.rec + 2 * found.kl, params),
                     torch.autograd.grad(expected[0] + 2 * expected[1], params), strict=True):
         assert_close(a, b)
-    assert_close(found.plain, expected[0])
-    assert not found.plain.requires_grad
+    assert_close((found.plain, found.divergence), expected[3:5])
+    assert not found.plain.requires_grad and not found.divergence.requires_grad
 
 
 def test_a_filter_at_rest_gets_no_gradient():
