@@ -115,6 +115,14 @@ TABLES = {
         recipe="recipes.cooperative", rows=_moa("128", matched="314"),
         tasks={task: _MOA[task] for task in _FRAMES}, only={"Oracle": _HIDDEN}, frames=_FRAMES,
         notes=[*_MOA_NOTES, "Networks of actor and critic have two layers of 128."]),
+    "moa_long": Table(
+        title="Models of other agents, trained until the curves flatten",
+        recipe="recipes.cooperative",
+        rows={name: _moa("128")[name] for name in ("MAPPO", "MAPPO-inputs", "MAPPO-GRU", "MOA", "Oracle")} | {
+            "MOA-memory": [*_moa("128")["MOA"], "--loss-options", "memory=gru"]},
+        tasks={"vmas/hidden_leader": _MOA["vmas/hidden_leader"]}, frames=3_000_000,
+        notes=[*_MOA_NOTES[:1], "Rows as in table moa_small; MOA-memory gives the model of the others and the student "
+               "a GRU."]),
     "smpe_ablations": Table(
         title="What each part of SMPE² contributes",
         recipe="recipes.cooperative",
