@@ -18,6 +18,7 @@ FAMILIES = {
     "gymnasium": "envs.gymnasium:make_gymnasium",
     "foraging": "envs.foraging:make_foraging",
     "warehouse": "envs.warehouse:make_warehouse",
+    "hybrid": "envs.hybrid:make_hybrid",
 }
 
 

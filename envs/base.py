@@ -21,12 +21,15 @@ from torchrl.envs import EnvBase
 GROUP = "agents"
 OBSERVATION = (GROUP, "observation")
 ACTION = (GROUP, "action")
+CHOICE = (GROUP, "action", "discrete")  # int64 [N, A] of a hybrid action
+PARAMS = (GROUP, "action", "params")  # float32 [N, A, P] in [-1, 1] of a hybrid action; see `param_mask`
 ACTION_MASK = (GROUP, "action_mask")
 REWARD = (GROUP, "reward")
 HIDDEN_VARIABLES = (GROUP, "hidden")  # float32 [N, A, D], for teachers and probes only; written if asked for
 VISIBLE = (GROUP, "visible")  # float32 [N, A, A - 1], 1 for each other agent that is seen now; written if asked for
 CONTROLLED = (GROUP, "controlled")  # bool [N, A], False where the environment overrides the action; optional
 SCRIPTED_ACTION = (GROUP, "scripted_action")  # like an action, what it will do instead there; with CONTROLLED only
+SUCCESS = "success"  # bool [N, 1], whether this step reached the task's goal; optional
 DONE_KEYS = ("done", "terminated", "truncated")
 
 Tensors = dict[NestedKey, Tensor]
@@ -48,12 +51,14 @@ class BatchedEnv(EnvBase):
         GPU may reset with an all-False mask instead of synchronising. ``obs_dims``, ``action_dims``: sizes of each
         agent without padding (choices if discrete), None if all have the full size. ``hidden_parts``: what
         ("agents", "hidden") is made of, as tuples (name, width, whether it is a one-hot); empty if there is none.
+        ``param_mask``: of hybrid actions, bool [K, P]: the parameters that each of the K choices has; else None.
     """
 
     cheap_reset = False
     obs_dims: Sequence[int] | None = None
     action_dims: Sequence[int] | None = None
     hidden_parts: tuple[tuple[str, int, bool], ...] = ()
+    param_mask: Tensor | None = None
 
     def __init__(self, *, num_envs: int, agent_names: Sequence[str], agent_types: Sequence[int], max_steps: int | None,
                  seed: int, device: torch.device | str, truncate: bool = True):
@@ -171,8 +176,8 @@ class BatchedEnv(EnvBase):
     ) -> None:
         """Declare the specs of the one group from sizes without the batch dimension.
 
-        ``action`` has shape [A, act] (continuous) or [A] (categorical); ``observations`` are further entries with
-        shapes that begin with A under the group, or without A at the root.
+        ``action`` has shape [A, act] (continuous), [A] (categorical), or is a Composite of both (`hybrid`);
+        ``observations`` are further entries with shapes that begin with A under the group, or without A at the root.
         """
         n, a = self.num_envs, self.n_agents
         group = Composite(
@@ -204,6 +209,12 @@ def continuous(low: Tensor, high: Tensor) -> Bounded:
 def discrete(n: int, n_agents: int) -> Categorical:
     """Spec of one categorical action with ``n`` choices for each of the agents, as int64 [A]."""
     return Categorical(n, shape=(n_agents,), dtype=torch.int64)
+
+
+def hybrid(n: int, width: int, n_agents: int) -> Composite:
+    """Spec of a hybrid action: one of ``n`` choices as int64 [A], and ``width`` parameters in [-1, 1], float32."""
+    parameters = Bounded(low=-1.0, high=1.0, shape=(n_agents, width), dtype=torch.float32)
+    return Composite({"discrete": discrete(n, n_agents), "params": parameters}, shape=(n_agents,))
 
 
 def check_sizes(**sizes: int | None) -> None:

@@ -16,6 +16,8 @@ from torchrl.envs import EnvBase
 GROUP = "agents"
 OBSERVATION = (GROUP, "observation")  # [N, T, A, obs]
 ACTION = (GROUP, "action")  # [N, T, A, act], or int64 [N, T, A]
+CHOICE = (GROUP, "action", "discrete")  # int64 [N, T, A] of a hybrid action
+PARAMS = (GROUP, "action", "params")  # [N, T, A, P] in [-1, 1] of a hybrid action
 ACTION_MASK = (GROUP, "action_mask")  # bool [N, T, A, n], optional
 ALIVE = (GROUP, "mask")  # bool [N, T, A], optional, False for agents that have left the episode
 LOGITS = (GROUP, "logits")  # [N, T, A, n], of a discrete policy, stored if a loss reads them
@@ -31,6 +33,7 @@ PRIVILEGED = (GROUP, "hidden")  # [N, T, A, d], optional, hidden variables of th
 VISIBLE = (GROUP, "visible")  # [N, T, A, A - 1] 0 or 1, optional, which others (ascending index) an agent sees now
 CONTROLLED = (GROUP, "controlled")  # bool [N, T, A], optional, False where the environment overrides the action
 SCRIPTED_ACTION = (GROUP, "scripted_action")  # like ACTION, optional, what the environment does instead there
+SUCCESS = "success"  # bool [N, T, 1], optional, under "next": this step reached the task's goal
 STATE = "state"  # [N, T, S], optional, critics and teachers only
 IS_INIT = "is_init"  # bool [N, T, 1], first step of an episode
 OPTIONAL = {"alive": ALIVE, "visible": VISIBLE, "controlled": CONTROLLED, "scripted_action": SCRIPTED_ACTION}
@@ -48,6 +51,8 @@ class Specs:
     of what their constants say, None where everybody is seen, or acts. ``action_mask`` bool [A, action_dim] and
     ``obs_mask`` bool [A, obs_dim] are False in the padding of agents that have fewer choices, action dimensions or
     observations than the largest one, None without padding; unlike the mask under `ACTION_MASK` they never change.
+    ``param_mask`` bool [K, P] belongs to hybrid actions, a choice among K and P parameters (``action_dim``), and is
+    False for parameters that a choice does not have; None for all other actions.
     """
 
     n_agents: int
@@ -68,6 +73,7 @@ class Specs:
     high: Tensor | None = None
     action_mask: Tensor | None = None
     obs_mask: Tensor | None = None
+    param_mask: Tensor | None = None
 
     @classmethod
     def from_env(cls, env: EnvBase) -> Specs:
@@ -79,8 +85,10 @@ class Specs:
                 f"the environment writes {sorted(map(str, keys))}; a group {GROUP!r} with 'observation' is needed"
             )
         action = env.full_action_spec[ACTION]
+        params = getattr(env, "param_mask", None)
+        action = action if params is None else env.full_action_spec[PARAMS]
         n_agents, obs_dim = observations[OBSERVATION].shape[-2:]
-        common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys,
+        common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys, param_mask=params,
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
                       **{name: key if key in keys else None for name, key in OPTIONAL.items()},
                       obs_mask=_unpadded(getattr(env, "obs_dims", None), obs_dim, observations.device),

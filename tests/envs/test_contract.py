@@ -5,7 +5,18 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from envs import make_env
-from envs.base import ACTION, ACTION_MASK, CONTROLLED, HIDDEN_VARIABLES, OBSERVATION, REWARD, SCRIPTED_ACTION, VISIBLE
+from envs.base import (
+    ACTION,
+    ACTION_MASK,
+    CHOICE,
+    CONTROLLED,
+    HIDDEN_VARIABLES,
+    OBSERVATION,
+    PARAMS,
+    REWARD,
+    SCRIPTED_ACTION,
+    VISIBLE,
+)
 
 VMAS = [
     ("vmas/navigation", {}),
@@ -79,12 +90,15 @@ def make(task, seed=0, **more):
 
 
 def draw(env, seen, generator):
-    spec = env.full_action_spec[ACTION]
+    return {key: draw_one(env.full_action_spec[key], seen, generator) for key in env.action_keys}
+
+
+def draw_one(spec, seen, generator):
     if spec.dtype == torch.int64:
         allowed = seen.get(ACTION_MASK, torch.ones(*spec.shape, spec.n))
-        return {ACTION: torch.multinomial(allowed.flatten(0, 1).float(), 1, generator=generator).reshape(spec.shape)}
+        return torch.multinomial(allowed.flatten(0, 1).float(), 1, generator=generator).reshape(spec.shape)
     low, high = spec.space.low, spec.space.high
-    return {ACTION: low + (high - low) * torch.rand(spec.shape, generator=generator)}
+    return low + (high - low) * torch.rand(spec.shape, generator=generator)
 
 
 def play(env, steps=4, seed=0, seen=None):
@@ -160,9 +174,8 @@ def test_time_limit_as_termination(task):
 def test_finite(task):
     env = make(task)
     outs = play(env, steps=6)
-    spec = env.full_action_spec[ACTION]
     if ACTION_MASK not in outs[0]:  # else choice 0 may be forbidden
-        outs.append(env.step_tensors({ACTION: torch.zeros(spec.shape, dtype=spec.dtype)}))
+        outs.append(env.step_tensors({key: env.full_action_spec[key].zero() for key in env.action_keys}))
     for out in outs:
         assert torch.isfinite(out[OBSERVATION]).all()
         assert REWARD not in out or torch.isfinite(out[REWARD]).all()
@@ -239,6 +252,10 @@ def test_padding_says_where_it_is(task):
         if ACTION_MASK in out:
             for agent, size in enumerate(env.action_dims or ()):
                 assert not out[ACTION_MASK][:, agent, size:].any() and out[ACTION_MASK][:, agent, :size].any(-1).all()
+    if env.param_mask is not None:
+        choices, params = env.full_action_spec[CHOICE], env.full_action_spec[PARAMS]
+        assert env.param_mask.shape == (choices.n, params.shape[-1]) and env.param_mask.any(0).all()
+        return
     spec = env.full_action_spec[ACTION]
     assert max(env.action_dims or (0,)) <= (spec.n if spec.dtype == torch.int64 else spec.shape[-1])
     if len(set(env.action_dims or ())) > 1 and spec.dtype == torch.int64:
