@@ -19,7 +19,7 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 
 from suite.modules.lowered import Lowered
 from suite.modules.policies import hidden_shapes
-from suite.specs import ALIVE, GROUP, HIDDEN, IS_INIT, REWARD
+from suite.specs import ALIVE, GROUP, HIDDEN, IS_INIT, REWARD, SUCCESS
 
 DONE_KEYS = ("done", "terminated", "truncated")
 
@@ -184,6 +184,7 @@ class EpisodeStatistics:
     """Returns and lengths of the episodes that ended inside each batch, whatever collector made it.
 
     ``team``: returns are sums over the agents instead of means. Steps without a living agent do not count as length.
+    Where the task says what success is, the last step of an episode tells whether it came about.
     """
 
     def __init__(self, *, team: bool = False):
@@ -192,7 +193,10 @@ class EpisodeStatistics:
 
     @torch.no_grad()
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Sums over the episodes that ended, without host synchronisation: ``return``, ``length`` and ``count``."""
+        """Sums over the episodes that ended, without host synchronisation: ``return``, ``length`` and ``count``.
+
+        And ``success``, if the task writes it.
+        """
         reward = batch["next", *REWARD]
         reward = reward.sum((-2, -1)) if self.team else reward.mean((-2, -1))
         here = batch[ALIVE].any(-1).to(reward.dtype) if ALIVE in batch.keys(True) else torch.ones_like(reward)
@@ -208,7 +212,9 @@ class EpisodeStatistics:
         before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
         sums = ((total - before) * done).sum((0, 1))
         self.open = total[:, -1] - ended[:, -1]
-        return {"return": sums[0], "length": sums[1], "count": done.sum().to(reward.dtype)}
+        out = {"return": sums[0], "length": sums[1], "count": done.sum().to(reward.dtype)}
+        success = batch["next"].get(SUCCESS, None)
+        return out if success is None else out | {"success": (success & done).sum().to(reward.dtype)}
 
     def state_dict(self) -> dict[str, Any]:
         """The running sums."""

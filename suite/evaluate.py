@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 
 from suite.modules.lowered import Lowered, Tensors
 from suite.modules.policies import hidden_shapes
-from suite.specs import IS_INIT, REWARD
+from suite.specs import IS_INIT, REWARD, SUCCESS
 
 
 class Evaluator:
@@ -35,9 +35,13 @@ class Evaluator:
         self.start = env.state_dict()  # some simulators remember earlier episodes
 
     def __call__(self) -> dict[str, float]:
-        """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length."""
+        """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length.
+
+        Where the task says what success is: also the share of greedy episodes in which it came about.
+        """
         sampled, greedy = self.play(deterministic=False), self.play(deterministic=True)
-        return {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
+        row = {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
+        return row | ({"success": greedy["success"]} if "success" in greedy else {})
 
     @torch.no_grad()
     def play(
@@ -58,6 +62,7 @@ class Evaluator:
         current[IS_INIT] = torch.ones(n, 1, dtype=torch.bool, device=device)
         total, length = torch.zeros(n, device=device), torch.zeros(n, device=device)
         running = torch.ones(n, dtype=torch.bool, device=device)
+        reached = torch.zeros_like(running)
         while True:
             if frames is not None and running[0]:
                 frames.append(self.env.render_frame(0, size=size))
@@ -65,6 +70,8 @@ class Evaluator:
             out = self.env.step_tensors({key: tensors[key] for key in self.env.action_keys})
             total += self._reward(out[REWARD]) * running
             length += running
+            if SUCCESS in out:
+                reached = reached | (out[SUCCESS].squeeze(-1) & running)
             running = running & ~out["done"].squeeze(-1)
             if not running.any():  # one question per step: evaluation is not the hot path
                 break
@@ -74,7 +81,8 @@ class Evaluator:
             current |= {
                 key: tensors[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.hidden
             } | {IS_INIT: torch.zeros_like(out["done"])}
-        return {"return": total.mean().item(), "length": length.mean().item()}
+        row = {"return": total.mean().item(), "length": length.mean().item()}
+        return row | ({"success": reached.float().mean().item()} if SUCCESS in out else {})
 
     def _reward(self, reward: Tensor) -> Tensor:
         return reward.sum((-2, -1)) if self.team else reward.mean((-2, -1))

@@ -18,6 +18,7 @@ OBSERVATION = (GROUP, "observation")  # [N, T, A, obs]
 ACTION = (GROUP, "action")  # [N, T, A, act], or int64 [N, T, A]
 CHOICE = (GROUP, "action", "discrete")  # int64 [N, T, A] of a hybrid action
 PARAMS = (GROUP, "action", "params")  # [N, T, A, P] in [-1, 1] of a hybrid action
+LATENT_ACTION = (GROUP, "latent_action")  # [N, T, A, L] in [-1, 1], what an actor outputs before a codec decodes it
 ACTION_MASK = (GROUP, "action_mask")  # bool [N, T, A, n], optional
 ALIVE = (GROUP, "mask")  # bool [N, T, A], optional, False for agents that have left the episode
 LOGITS = (GROUP, "logits")  # [N, T, A, n], of a discrete policy, stored if a loss reads them

@@ -166,8 +166,9 @@ class Trainer:
         """The one synchronisation of an iteration."""
         values = distributed.average(torch.stack([value.float() for value in metrics.values()])).tolist()
         row = dict(zip(metrics, values, strict=True))
-        count, total, length = (row.pop(f"episode/{key}") for key in ("count", "return", "length"))
-        return row | ({"episode/return": total / count, "episode/length": length / count} if count else {})
+        count = row.pop("episode/count")
+        sums = {key: row.pop(key) for key in list(row) if key.startswith("episode/")}
+        return row | ({key: total / count for key, total in sums.items()} if count else {})
 
     def _check_finite(self, row: dict[str, float]) -> None:
         bad = {key: value for key, value in row.items() if not math.isfinite(value)}

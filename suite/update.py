@@ -1,8 +1,10 @@
-"""An update: losses that see the same data, one optimiser per network, one backward pass per minibatch."""
+"""An update: losses that see the same data, one optimiser per network, one backward pass per minibatch or per part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,11 @@ class Update:
         every: run only at every that many iterations.
         early: run before rewards are combined and advantages estimated (which the losses then cannot read).
         shared: parts that another update trains as well, on purpose.
-        targets: objects with ``step()``, called after each optimiser step (soft or hard target updates).
+        targets: objects with ``step()``, called after each optimiser step (soft or hard target updates); {part: objects}
+            if the parts take turns.
+        delay: None takes one backward pass over the sum of all losses. Else the parts take turns on each minibatch, in
+            their order, with passes of their own, so that each sees what the ones before it have changed; a part with
+            delay d only at every d-th minibatch, as the delayed actors of TD3 do ({}: no delays).
         compile: options of ``torch.compile`` for the losses' forward pass; None runs it eagerly.
         autocast: dtype of autocast in the losses; None for none.
     """
@@ -41,11 +47,12 @@ class Update:
         every: int = 1,
         early: bool = False,
         shared: Collection[str] = (),
-        targets: Sequence = (),
+        targets: Sequence | dict[str, Sequence] = (),
+        delay: dict[str, int] | None = None,
         compile: dict[str, Any] | None = None,
         autocast: torch.dtype | None = None,
     ):
-        self.name, self.data, self.every, self.targets, self.early = name, data, every, targets, early
+        self.name, self.data, self.every, self.early = name, data, every, early
         self.parts = {
             part: list(group) if isinstance(group, (list, tuple)) else [group] for part, group in losses.items()
         }
@@ -61,7 +68,11 @@ class Update:
         self.autocast = autocast
         self.device_type = next((p.device.type for group in self.params.values() for p in group), "cpu")
         self.compiled = compile is not None  # a captured graph overwrites its outputs
-        self.compute = self._compute if compile is None else torch.compile(self._compute, **compile)
+        self.turns = _turns(self.parts, targets, delay)
+        for turn in self.turns:
+            compute = partial(self._compute, turn.parts)
+            turn.compute = compute if compile is None else torch.compile(compute, **compile)
+        self.steps = 0
 
     def run(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """All minibatches of one iteration; mean metrics as 0-d tensors, named ``update/metric``."""
@@ -72,30 +83,40 @@ class Update:
         return {f"{self.name}/{key}": torch.stack([s[key] for s in steps if key in s]).mean() for key in keys}
 
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        """One optimiser step of every part; no host synchronisation."""
+        """One optimiser step of every part whose turn it is; no host synchronisation."""
+        self.steps += 1
+        out: dict[str, Tensor] = {}
+        for turn in self.turns:
+            if self.steps % turn.delay == 0:
+                found, part = self._take(turn, minibatch), next(iter(turn.parts))
+                out |= {key if key not in out else f"{key}_{part}": value for key, value in found.items()}
+        return out
+
+    def _take(self, turn: _Turn, minibatch: TensorDictBase) -> dict[str, Tensor]:
         if self.autocast is None:
-            total, metrics = self.compute(minibatch)
+            total, metrics = turn.compute(minibatch)
         else:
             with torch.autocast(self.device_type, self.autocast):
-                total, metrics = self.compute(minibatch)
+                total, metrics = turn.compute(minibatch)
         out = {key: value.clone() for key, value in metrics.items()} if self.compiled else metrics
-        for part in self.optimizers:
+        optimizers = {part: optimizer for part, optimizer in self.optimizers.items() if part in turn.trained}
+        for part in optimizers:
             for param in self.params[part]:
                 param.grad = None
         total.backward()
-        for part, optimizer in self.optimizers.items():
+        for part, optimizer in optimizers.items():
             distributed.average_gradients(self.params[part])
             if (limit := self.max_grad_norm[part]) is not None:
                 norm = nn.utils.clip_grad_norm_(self.params[part], limit).to(total.device)  # CPU if nothing has one
                 out["grad_norm" if len(self.optimizers) == 1 else f"grad_norm_{part}"] = norm
             optimizer.step()
-        for target in self.targets:
+        for target in turn.targets:
             target.step()
         return out
 
-    def _compute(self, minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def _compute(self, parts: dict[str, list], minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, out, owners = None, {}, {}
-        for part, group in self.parts.items():
+        for part, group in parts.items():
             for loss in group:
                 for key, value in loss(minibatch).items():
                     if key.startswith("loss_"):
@@ -112,15 +133,42 @@ class Update:
 
     def state_dict(self) -> dict[str, Any]:
         """Losses, with their targets and buffers, and optimisers."""
-        return {"losses": [dict(loss.state_dict()) for loss in self.losses],
+        return {"losses": [dict(loss.state_dict()) for loss in self.losses], "steps": self.steps,
                 "optimizers": {part: optimizer.state_dict() for part, optimizer in self.optimizers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
+        self.steps = state.get("steps", 0)
         for loss, saved in zip(self.losses, state["losses"], strict=True):
             loss.load_state_dict(saved)
         for part, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][part])
+
+
+@dataclass(eq=False)
+class _Turn:
+    """Parts that share a backward pass, the networks that then step, and what follows them."""
+
+    parts: dict[str, list]
+    trained: set[str]
+    targets: Sequence
+    delay: int
+    compute: Callable = field(init=False)
+
+
+def _turns(parts: dict[str, list], targets: Sequence | dict[str, Sequence],
+           delay: dict[str, int] | None) -> list[_Turn]:
+    if delay is None:
+        return [_Turn(parts, set(_owned(parts)), targets, 1)]
+    targets = targets or {}
+    for what, given in (("delay", delay), ("targets", targets)):
+        if unknown := sorted(set(given) - set(parts)):
+            raise ValueError(f"{what} names the parts {unknown}, but the parts are {list(parts)}")
+    if bad := {part: value for part, value in delay.items() if value < 1}:
+        raise ValueError(f"delays must be at least 1, got {bad}")
+    alone = [{part: group} for part, group in parts.items()]
+    return [_Turn(one, set(_owned(one)), targets.get(part, ()), delay.get(part, 1))
+            for part, one in zip(parts, alone, strict=True)]
 
 
 def check_ownership(updates: Sequence[Update], modules: Sequence[nn.Module]) -> None:

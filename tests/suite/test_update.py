@@ -205,3 +205,63 @@ def test_a_parameter_beside_the_losses_own_part_is_found():
     lazy.losses[0].register_parameter("late", nn.Parameter(torch.zeros(1)))
     with pytest.raises(ValueError, match="no update trains parameter 'late'"):
         make([lazy])
+
+
+class Trace(Square):
+    """Notes the weight of another loss when it computes its own."""
+
+    def __init__(self, other=None, **options):
+        super().__init__(**options)
+        self.__dict__["other"], self.seen = other, []
+
+    def forward(self, minibatch):
+        self.seen.append(None if self.other is None else self.other.net.weight.detach().clone())
+        return super().forward(minibatch)
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def step(self):
+        self.count += 1
+
+
+def test_parts_that_take_turns_see_what_the_ones_before_have_changed():
+    """The second part computes after the first has stepped, at every second minibatch, and its targets follow it."""
+    first = Square(name="a")
+    second, every, rare = Trace(first, name="b"), Counter(), Counter()
+    turns = Update("u", {"first": first, "second": second}, whole, optimizer=sgd, max_grad_norm=None,
+                   delay={"second": 2}, targets={"first": [every], "second": [rare]})
+    minibatch = Batches().batch().select(OBSERVATION)
+    before = copies(second)
+    out = turns.step(minibatch)
+    assert "loss_b" not in out and not second.seen and unchanged(second, before) and (every.count, rare.count) == (1, 0)
+    out = turns.step(minibatch)
+    assert set(out) == {"loss_a", "size", "loss_b", "size_second"} and not unchanged(second, before) and (every.count, rare.count) == (2, 1)
+    assert torch.equal(second.seen[0], first.net.weight), "after the first part's second step"
+
+
+def test_the_turn_is_saved():
+    def make_one():
+        torch.manual_seed(4)
+        return Update("u", {"a": Square(name="a"), "b": Square(name="b")}, whole, optimizer=sgd, max_grad_norm=None,
+                      delay={"b": 3})
+
+    one, two = make_one(), make_one()
+    minibatch = Batches().batch().select(OBSERVATION)
+    one.step(minibatch)
+    two.load_state_dict(one.state_dict())
+    for _ in range(2):
+        assert set(one.step(minibatch)) == set(two.step(minibatch))
+    assert all(unchanged(x, copies(y)) for x, y in zip(one.losses, two.losses, strict=True))
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"delay": {"c": 2}}, "delay names the parts \\['c'\\], but the parts are \\['a', 'b'\\]"),
+    ({"delay": {}, "targets": {"c": []}}, "targets names the parts \\['c'\\]"),
+    ({"delay": {"a": 0}}, "delays must be at least 1, got {'a': 0}"),
+])
+def test_wrong_turns_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Update("u", {"a": Square(name="a"), "b": Square(name="b")}, whole, optimizer=sgd, max_grad_norm=None, **options)
