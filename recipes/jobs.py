@@ -19,7 +19,7 @@ from recipes.cooperative_config import Config
 from recipes.tables import TABLES
 from suite.config import parse_cli
 from suite.evaluate import Evaluator
-from suite.report import Evaluation, append_rows, file_name, read_cell
+from suite.results import Evaluation, append_rows, file_name, read_cell
 from suite.run import stored_run
 from suite.specs import ACTION, ACTION_MASK, OBSERVATION
 

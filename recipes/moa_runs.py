@@ -21,7 +21,8 @@ from suite.config import from_plain
 from suite.evaluate import Evaluator
 from suite.latent_use import latent_use
 from suite.modules.state_model import LATENT
-from suite.report import Estimate, Table, bootstrap, iqm, normalised, read_table
+from suite.report import Estimate, bootstrap, iqm, normalised
+from suite.results import Table, read_table
 from suite.run import MemoryRun, stored_run
 from suite.state_figures import Series, read_curves
 

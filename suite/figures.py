@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from suite.report import Cell, Summary, bootstrap
+from suite.report import Summary, bootstrap
+from suite.results import Cell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

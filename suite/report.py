@@ -1,120 +1,25 @@
 """Results folder -> tables, intervals, curves, one HTML page: ``python -m suite.report [results]``.
 
-``results/<table>/<row>__<task with '/' as '.'>.csv`` holds one line per evaluation (see `Evaluation`), and
-``results/<table>/table.json`` describes the table (see `Info`). Both are only parsed, never executed. A line whose
-frames do not exceed its seed's previous line means that the run was resumed or repeated from there: it replaces the
-lines of that seed at or beyond it. The last line of a seed is its final policy.
+The files are described in `suite.results`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import fcntl
-import json
-import math
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from suite import page
+from suite.results import Table, read_results
 
 REPS = 2000  # bootstrap resamples
 BOOTSTRAP_SEED = 0
 BOLD_SEEDS = 3  # by chance alone the intervals of 2 against 2 seeds are disjoint one time in three
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*")
-TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=-]*(/[A-Za-z0-9][A-Za-z0-9_+=-]*)*")
-MODES = ("sampled", "greedy")
-
-
-class Evaluation(NamedTuple):
-    """One line of a CSV file: fresh episodes of the policy of one seed after that many frames.
-
-    ``seconds`` is the run's wall time, ``length`` the mean episode length; a return that not measured is nan.
-    """
-
-    seed: int
-    frames: int
-    seconds: float
-    return_sampled: float
-    return_greedy: float
-    episodes: int
-    length: float
-    commit: str
-
-
-KINDS = get_type_hints(Evaluation)
-
-
-@dataclass(frozen=True)
-class Info:
-    """What table.json says; ``rows`` and ``tasks`` fix the order and name planned cells, both may be left out.
-
-    ``cell_command`` is the command of one cell, in which {row} and {task} are replaced; without it ``command`` stands.
-    """
-
-    title: str
-    command: str
-    hardware: str
-    mode: str
-    frames: int | dict[str, int]
-    notes: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    reference: dict[str, dict[str, dict]] = field(default_factory=dict)
-    random: dict[str, float] = field(default_factory=dict)
-    rows: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=list)
-    cell_command: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one row on one task: {seed: evaluations by frames}; ``superseded`` lines were replaced."""
-
-    runs: dict[int, list[Evaluation]]
-    mode: str
-    target: int
-    superseded: int = 0
-
-    def series(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames and returns of one seed."""
-        return tuple(np.array([getattr(line, key) for line in self.runs[seed]], float)
-                     for key in ("frames", f"return_{self.mode}"))
-
-    @property
-    def finals(self) -> np.ndarray:
-        """Return of the final policy of every seed, [seeds]."""
-        return np.array([self.series(seed)[1][-1] for seed in self.runs])
-
-    @property
-    def incomplete(self) -> dict[int, int]:
-        """{seed: frames reached} of the runs that ended below the target."""
-        return {seed: rows[-1].frames for seed, rows in self.runs.items() if rows[-1].frames < self.target}
-
-
-@dataclass(frozen=True)
-class Table:
-    """One folder of results; a cell without runs is absent from ``cells``."""
-
-    name: str
-    folder: Path
-    info: Info
-    tasks: list[str]
-    rows: list[str]
-    cells: dict[tuple[str, str], Cell]
-
-    def path(self, task: str, row: str, ending: str) -> Path:
-        """File of one cell."""
-        return self.folder / f"{file_name(row, task)}.{ending}"
-
-    def command(self, task: str, row: str) -> str:
-        """The command that reproduces one cell."""
-        return (self.info.cell_command or self.info.command).replace("{row}", row).replace("{task}", task)
 
 
 class Estimate(NamedTuple):
@@ -123,154 +28,6 @@ class Estimate(NamedTuple):
     value: Any
     low: Any = None
     high: Any = None
-
-
-def file_name(row: str, task: str) -> str:
-    """``<row>__<task>`` without ending, '/' as '.'; names that could not be read back are refused."""
-    if not NAME.fullmatch(row) or "__" in row or row.endswith("_"):
-        raise ValueError(f"row name {row!r}: letters, digits and _ + = . - are allowed, without '__' or '_' at the end")
-    if not TASK.fullmatch(task):
-        raise ValueError(f"task name {task!r}: letters, digits and _ + = - are allowed in its parts, joined by '/'")
-    return f"{row}__{task.replace('/', '.')}"
-
-
-def append_rows(results: Path | str, table: str, row: str, task: str, rows: Iterable[Evaluation]) -> Path:
-    """Append evaluations to the CSV file of a cell, which is created with its header; safe between processes."""
-    if not NAME.fullmatch(table):
-        raise ValueError(f"table name {table!r}: letters, digits and _ + = . - are allowed")
-    path = Path(results) / table / f"{file_name(row, task)}.csv"
-    lines = [[str(value) for value in evaluation] for evaluation in rows]
-    for line in lines:
-        _parse(line, f"a new line for {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # seeds run in parallel write to the same file
-        writer = csv.writer(file, lineterminator="\n")
-        if not path.stat().st_size:
-            writer.writerow(Evaluation._fields)
-        writer.writerows(lines)
-        file.flush()
-    return path
-
-
-def _parse(values: Sequence[str], where: str) -> Evaluation:
-    if len(values) != len(KINDS):
-        raise ValueError(f"{where}: {len(values)} values, expected {len(KINDS)}: {', '.join(KINDS)}")
-    out: list[Any] = []
-    for (name, kind), text in zip(KINDS.items(), values, strict=True):
-        try:
-            value = kind(text)
-            signed = name.startswith("return")
-            fine = text.isprintable() if kind is str else abs(value) < math.inf or (signed and math.isnan(value))
-            if not fine or (kind is not str and not signed and value < 0):
-                raise ValueError
-        except ValueError:
-            expected = {int: "an integer >= 0", float: "a finite number (or nan, in a return)", str: "one line"}
-            raise ValueError(f"{where}: {name} is {text!r}, expected {expected[kind]}") from None
-        out.append(value)
-    return Evaluation(*out)
-
-
-def read_cell(path: Path, mode: str, target: int) -> Cell:
-    """The runs of one CSV file; a malformed line is a ValueError that names file and line."""
-    try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from None
-    if not lines or tuple(lines[0]) != Evaluation._fields:
-        raise ValueError(f"{path}:1: header is {','.join(lines[0]) if lines else ''!r}, expected "
-                         f"{','.join(Evaluation._fields)!r}")
-    runs: dict[int, list[Evaluation]] = {}
-    for number, values in enumerate(lines[1:], start=2):
-        row = _parse(values, f"{path}:{number}")
-        if math.isnan(getattr(row, f"return_{mode}")):
-            raise ValueError(f"{path}:{number}: return_{mode} is not measured, but table.json shows mode {mode!r}")
-        runs[row.seed] = [*(r for r in runs.get(row.seed, []) if r.frames < row.frames), row]
-    kept = sum(map(len, runs.values()))
-    return Cell(dict(sorted(runs.items())), mode, target, superseded=len(lines) - 1 - kept)
-
-
-def _all(kind: type, check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kind) and all(map(check, value.values() if kind is dict else value))
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _source(value: Any) -> bool:
-    known = type(value) is dict and set(value) == {"value", "source"}
-    return known and _number(value["value"]) and _text(value["source"])
-
-
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("title", "command", "hardware", "cell_command"), _text),
-    **dict.fromkeys(("notes", "rows", "tasks"), _all(list, _text)),
-    "mode": lambda value: value in MODES,
-    "frames": lambda value: _all(dict, lambda n: type(n) is int and n > 0)(
-        value if type(value) is dict else {"": value}),
-    "versions": _all(dict, _text), "random": _all(dict, _number), "reference": _all(dict, _all(dict, _source)),
-}
-
-
-def read_info(path: Path) -> Info:
-    """table.json, checked: unknown or missing keys and wrong types are a ValueError that says what is allowed."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict) or (unknown := sorted(set(data) - set(CHECKS))):
-        raise ValueError(f"{path}: {unknown if isinstance(data, dict) else data!r}, expected keys of {sorted(CHECKS)}")
-    if missing := [f.name for f in fields(Info) if f.default is MISSING is f.default_factory and f.name not in data]:
-        raise ValueError(f"{path}: keys {missing} are missing")
-    for key, value in data.items():
-        if not CHECKS[key](value):
-            allowed = f"one of {MODES}" if key == "mode" else Info.__annotations__[key]
-            raise ValueError(f"{path}: {key} is {value!r}, expected {allowed} (finite numbers; frames > 0)")
-    return Info(**data)
-
-
-def read_table(folder: Path) -> Table:
-    """One table folder; tasks and rows in the order of table.json, then those only found as files."""
-    info = read_info(folder / "table.json")
-    names = {}
-    for path in sorted(folder.glob("*.csv")):
-        row, _, task = path.stem.partition("__")
-        names[task.replace(".", "/"), row] = path
-    tasks = list(dict.fromkeys([*info.tasks, *sorted(task for task, _ in names)]))
-    rows = list(dict.fromkeys([*info.rows, *sorted(row for _, row in names)]))
-    try:
-        for task, row in [*names, *((task, row) for task in info.tasks for row in info.rows)]:
-            file_name(row, task)
-    except ValueError as error:
-        raise ValueError(f"{names.get((task, row), folder / 'table.json')}: <row>__<task>.csv: {error}") from None
-    # with planned tasks known, a name that is none of them is a typing error that would change the normalisation
-    if info.tasks and (lost := sorted({*info.random, *info.reference} - set(tasks))):
-        raise ValueError(f"{folder / 'table.json'}: random or reference names {lost}, but the tasks are {tasks}")
-    target = info.frames if isinstance(info.frames, dict) else dict.fromkeys(tasks, info.frames)
-    if lost := [task for task in tasks if task not in target]:
-        raise ValueError(f"{folder / 'table.json'}: frames has no target for {lost}, only for {sorted(target)}")
-    cells = {key: read_cell(path, info.mode, target[key[0]]) for key, path in names.items()}
-    return Table(folder.name, folder, info, tasks, rows, {key: cell for key, cell in cells.items() if cell.runs})
-
-
-def read_results(results: Path | str, only: Sequence[str] | None = None) -> list[Table]:
-    """The tables of a results folder in order of name, or those named."""
-    results = Path(results)
-    if not results.is_dir():
-        raise ValueError(f"no folder {str(results)!r}; expected <results>/<table>/table.json")
-    folders = {p.name: p for p in sorted(results.iterdir()) if any(p.glob("*.csv")) or (p / "table.json").exists()}
-    if bare := [str(path) for path in folders.values() if not (path / "table.json").exists()]:
-        raise ValueError(f"{bare[0]} has CSV files but no table.json")
-    if unknown := [name for name in only or () if name not in folders]:
-        raise ValueError(f"unknown table {unknown[0]!r}; choose from {sorted(folders)}")
-    if not folders:
-        raise ValueError(f"no tables in {str(results)!r}; expected <results>/<table>/table.json")
-    return [read_table(path) for name, path in folders.items() if not only or name in only]
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from suite.report import markdown, read_results, summarise
+from suite.report import markdown, summarise
+from suite.results import read_results
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -12,7 +12,7 @@ from recipes.moa_latents import ToyEffort
 from recipes.moa_obligations import OBLIGATIONS
 from recipes.moa_proofs import EXPERIMENTS, FROM_RUNS, claims, prove
 from suite.config import as_plain
-from suite.report import Evaluation, append_rows
+from suite.results import Evaluation, append_rows
 from suite.run import Run
 from suite.specs import ACTION, CONTROLLED, LOGITS, SCRIPTED_ACTION, Specs
 from tests.small import config, train

@@ -7,7 +7,7 @@ from torch import nn
 
 from suite.evaluate import Evaluator
 from suite.modules import make_actor
-from suite.specs import ACTION, GROUP, OBSERVATION, Specs
+from suite.specs import ACTION, GROUP, OBSERVATION, SUCCESS, Specs
 from tests.toy import ToyEnv
 
 N, A = 5, 2
@@ -199,3 +199,15 @@ def test_the_film_ends_with_the_first_copys_episode(tmp_path):
     frames = []
     Evaluator(env, constant(env, 0.0), seed=3).play(deterministic=True, frames=frames, size=(8, 8))
     assert len(frames) == 3
+
+
+def test_success_is_the_share_of_episodes_in_which_it_came_about():
+    """Copy k reaches its goal at step k + 1, before all end at step 3: three of five; what comes later counts not."""
+    class Reaches(ToyEnv):
+        def step_tensors(self, actions):
+            out = super().step_tensors(actions)
+            return out | {SUCCESS: (self.steps == torch.arange(N) + 1).unsqueeze(-1)}
+
+    env = Reaches(N, A, max_steps=3)
+    assert Evaluator(env, constant(env, 0.0), seed=3)()["success"] == pytest.approx(3 / 5)
+    assert "success" not in Evaluator(ToyEnv(N, A, max_steps=3), constant(env, 0.0), seed=3)()

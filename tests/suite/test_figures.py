@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from suite import figures, report
-from suite.report import Cell, Evaluation
+from suite.results import Cell, Evaluation, append_rows, read_results
 
 
 def cell(*series):
@@ -88,9 +88,9 @@ def summaries(tmp_path, monkeypatch):
         for row in rows:
             for task in ("t/a", "t/b"):
                 lines = [Evaluation(s, f, 0.0, s + f, 0.0, 1, 1.0, "c") for s in range(3) for f in (0, 10)]
-                report.append_rows(tmp_path, table, row, task, lines)
+                append_rows(tmp_path, table, row, task, lines)
         (tmp_path / table / "table.json").write_text(json.dumps(info))
-    return [report.summarise(table) for table in report.read_results(tmp_path)]
+    return [report.summarise(table) for table in read_results(tmp_path)]
 
 
 def test_a_row_has_one_style_in_every_table(summaries):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from suite import figures, page, report
-from suite.report import Evaluation
+from suite.results import Evaluation, append_rows, read_results
 
 GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")  # one pixel
 VOID = {"meta", "img", "line", "path", "use", "rect", "br"}
@@ -52,7 +52,7 @@ def results(tmp_path):
     for table in ("a", "b"):
         for row, task in (("x", "t/a"), ("y", "t/a"), ("x", "t/b")):
             lines = [Evaluation(s, f, 1.0, f * s, 0.0, 1, 1.0, "c") for s in range(3) for f in (0, 10)]
-            report.append_rows(tmp_path, table, row, task, lines)
+            append_rows(tmp_path, table, row, task, lines)
         (tmp_path / table / "table.json").write_text(json.dumps(info))
     (tmp_path / "a" / "x__t.a.gif").write_bytes(GIF)
     return tmp_path
@@ -64,7 +64,7 @@ def _few_resamples(monkeypatch):
 
 
 def render(results):
-    summaries = [report.summarise(table) for table in report.read_results(results)]
+    summaries = [report.summarise(table) for table in read_results(results)]
     return page.html(summaries, figures.draw(summaries))
 
 

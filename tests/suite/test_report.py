@@ -1,41 +1,16 @@
 """Reading, statistics against hand-computed values, Markdown, and the command line."""
 
-import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from suite import report
-from suite.report import Evaluation
+from suite import report, results
+from tests.tables import run, table_of, write
 
 ROOT = Path(__file__).resolve().parents[2]
-INFO = {"title": "A table", "command": "python -m recipes.benchmark a", "hardware": "CPU", "mode": "sampled",
-        "frames": 100}
-
-
-def run(seed, final, *, frames=(0, 100), greedy=float("nan"), seconds=60.0, commit="abc"):
-    """Evaluations of one seed that rise linearly to ``final``."""
-    return [Evaluation(seed, f, seconds * f / frames[-1], final * f / frames[-1], greedy, 10, 5.0, commit)
-            for f in frames]
-
-
-def write(results, cells, table="a", **info):
-    """Files of a table: {(row, task): final returns by seed}."""
-    for (row, task), finals in cells.items():
-        lines = [line for seed, final in enumerate(finals) for line in run(seed, final)]
-        report.append_rows(results, table, row, task, lines)
-    (results / table).mkdir(parents=True, exist_ok=True)
-    (results / table / "table.json").write_text(json.dumps(INFO | info))
-    return results
-
-
-def table_of(results):
-    (table,) = report.read_results(results)
-    return table
 
 
 # ---- statistics
@@ -116,119 +91,11 @@ def test_bold_needs_disjoint_intervals(tmp_path, x, y, best):
 
 def test_incomplete_cell_is_marked_and_never_bold(tmp_path):
     write(tmp_path, {("x", "t/a"): [8, 9], ("y", "t/a"): [1, 2, 3]})
-    report.append_rows(tmp_path, "a", "x", "t/a", run(2, 8, frames=(0, 60)))
+    results.append_rows(tmp_path, "a", "x", "t/a", run(2, 8, frames=(0, 60)))
     summary = report.summarise(table_of(tmp_path))
     text = report.markdown([summary])
     assert summary.bold == {} and summary.table.cells["t/a", "x"].incomplete == {2: 60}
     assert "(3 seeds) \u2020" in text and "x on t/a, seed 2: 60 of 100 frames" in text
-
-
-# ---- reading and writing
-
-
-def test_rows_come_back_as_written(tmp_path):
-    lines = [Evaluation(3, 7, 1.25, -0.1, 0.3, 16, 12.5, "abc, dirty")]
-    path = report.append_rows(tmp_path, "a", "smpe+moa", "vmas/navigation", lines)
-    assert path.name == "smpe+moa__vmas.navigation.csv"
-    assert path.read_text() == ("seed,frames,seconds,return_sampled,return_greedy,episodes,length,commit\n"
-                                '3,7,1.25,-0.1,0.3,16,12.5,"abc, dirty"\n')
-    report.append_rows(tmp_path, "a", "smpe+moa", "vmas/navigation", [lines[0]._replace(seed=4)])
-    assert report.read_cell(path, "greedy", 7).runs == {3: lines, 4: [lines[0]._replace(seed=4)]}
-
-
-def test_parallel_writers_write_one_header_and_every_line(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda seed: report.append_rows(tmp_path, "a", "x", "t/a", run(seed, 1)), range(40)))
-    assert len(report.read_cell(tmp_path / "a" / "x__t.a.csv", "sampled", 100).runs) == 40
-
-
-def test_resumed_run_replaces_what_it_repeats(tmp_path):
-    write(tmp_path, {})
-    report.append_rows(tmp_path, "a", "x", "t/a", run(0, 1.0, frames=(0, 40, 80)) + run(0, 5.0, frames=(40, 100)))
-    cell = table_of(tmp_path).cells["t/a", "x"]
-    np.testing.assert_array_equal(cell.series(0)[0], [0, 40, 100])
-    np.testing.assert_array_equal(cell.series(0)[1], [0, 2, 5])
-    assert cell.superseded == 2 and cell.finals == [5]
-    assert "2 lines were replaced" in report.markdown([report.summarise(table_of(tmp_path))])
-
-
-@pytest.mark.parametrize(("row", "task"), [("a__b", "t"), ("a_", "t"), ("a/b", "t"), ("", "t"), ("..", "t"), ("a", ""),
-                                           ("a", "t.x"), ("a", "../t")])
-def test_names_that_cannot_be_read_back_are_refused(tmp_path, row, task):
-    with pytest.raises(ValueError, match="name"):
-        report.append_rows(tmp_path, "a", row, task, [])
-    assert not list(tmp_path.iterdir())
-
-
-def test_bad_new_lines_write_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"frames is '1\.5'"):
-        report.append_rows(tmp_path, "a", "x", "t", [Evaluation(0, 1.5, 1, 1, 1, 1, 1, "c")])
-    with pytest.raises(ValueError, match="8: seed"):
-        report.append_rows(tmp_path, "a", "x", "t", [(0, 1)])
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("line", "message"), [
-    ("0,100,1,2,3,10,5", "x__t.a.csv:4: 7 values, expected 8"),
-    ("0,1e2,1,2,3,10,5,c", "x__t.a.csv:4: frames is '1e2'"),
-    ("-1,100,1,2,3,10,5,c", "x__t.a.csv:4: seed is '-1'"),
-    ("0,100,1,inf,3,10,5,c", "x__t.a.csv:4: return_sampled is 'inf'"),
-    ("0,100,nan,2,3,10,5,c", "x__t.a.csv:4: seconds is 'nan'"),
-    ("0,100,1,nan,3,10,5,c", "x__t.a.csv:4: return_sampled is not measured"),
-    ("0,100,1,__import__('os'),3,10,5,c", "x__t.a.csv:4: return_sampled is \"__import__"),
-    ('0,100,1,2,3,10,5,"c', "not a CSV file"),
-])
-def test_malformed_line_names_file_and_line(tmp_path, line, message):
-    write(tmp_path, {("x", "t/a"): [1]})
-    with (tmp_path / "a" / "x__t.a.csv").open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(ValueError) as error:
-        report.read_results(tmp_path)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"seed,frames\n", b"\xff\xfe"])
-def test_other_files_are_named(tmp_path, content):
-    write(tmp_path, {})
-    (tmp_path / "a" / "x__t.a.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x__t\.a\.csv"):
-        report.read_results(tmp_path)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"mode": "best"}, r"mode is 'best', expected one of \('sampled', 'greedy'\)"),
-    ({"frames": 0}, "frames is 0"),
-    ({"frames": {"t/b": 5}}, "frames has no target for"),
-    ({"notes": "a note"}, "notes is 'a note'"),
-    ({"random": {"t/a": float("nan")}}, "random is"),
-    ({"reference": {"t/a": {"x": 3}}}, "reference is"),
-    ({"tasks": ["t/a"], "random": {"t/A": 0}}, "names"),
-    ({"frame": 3}, "frame"),
-    ({"rows": ["a b"]} | {"tasks": ["t/a"]}, "row name 'a b'"),
-])
-def test_bad_descriptions_say_what_is_allowed(tmp_path, change, message):
-    write(tmp_path, {("x", "t/a"): [1]}, **change)
-    with pytest.raises(ValueError, match=message):
-        report.read_results(tmp_path)
-
-
-def test_missing_things_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no folder"):
-        report.read_results(tmp_path / "none")
-    with pytest.raises(ValueError, match="no tables"):
-        report.read_results(tmp_path)
-    write(tmp_path, {("x", "t/a"): [1]})
-    with pytest.raises(ValueError, match=r"unknown table 'b'; choose from \['a'\]"):
-        report.read_results(tmp_path, ["b"])
-    (tmp_path / "a" / "table.json").write_text("{")
-    with pytest.raises(ValueError, match=r"table.json: not JSON"):
-        report.read_results(tmp_path)
-    (tmp_path / "a" / "table.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"\['title', 'command', 'hardware', 'mode', 'frames'\] are missing"):
-        report.read_results(tmp_path)
-    (tmp_path / "a" / "table.json").unlink()
-    with pytest.raises(ValueError, match=r"no table.json"):
-        report.read_results(tmp_path)
 
 
 # ---- Markdown and the command line
@@ -252,7 +119,7 @@ def test_markdown_of_a_table(tmp_path):
 
 def test_mode_chooses_the_return(tmp_path):
     write(tmp_path, {}, mode="greedy")
-    report.append_rows(tmp_path, "a", "x", "t/a", run(0, 1, greedy=7.0))
+    results.append_rows(tmp_path, "a", "x", "t/a", run(0, 1, greedy=7.0))
     assert "| t/a | 7.00 (1 seed) |" in report.markdown([report.summarise(table_of(tmp_path))])
 
 
@@ -269,7 +136,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     first = [path.read_bytes() for path in paths]
     np.random.seed(9)
     assert [path.read_bytes() for path in report.write_report(tmp_path)] == first
-    assert paths[0].read_text() == report.markdown([report.summarise(t) for t in report.read_results(tmp_path)])
+    assert paths[0].read_text() == report.markdown([report.summarise(t) for t in results.read_results(tmp_path)])
 
 
 def test_command_line(tmp_path, capsys):

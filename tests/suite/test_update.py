@@ -236,9 +236,11 @@ def test_parts_that_take_turns_see_what_the_ones_before_have_changed():
     minibatch = Batches().batch().select(OBSERVATION)
     before = copies(second)
     out = turns.step(minibatch)
-    assert "loss_b" not in out and not second.seen and unchanged(second, before) and (every.count, rare.count) == (1, 0)
+    assert "loss_b" not in out and not second.seen and unchanged(second, before)
+    assert (every.count, rare.count) == (1, 0)
     out = turns.step(minibatch)
-    assert set(out) == {"loss_a", "size", "loss_b", "size_second"} and not unchanged(second, before) and (every.count, rare.count) == (2, 1)
+    assert set(out) == {"loss_a", "size", "loss_b", "size_second"} and not unchanged(second, before)
+    assert (every.count, rare.count) == (2, 1)
     assert torch.equal(second.seen[0], first.net.weight), "after the first part's second step"
 
 

@@ -144,8 +144,8 @@ def test_torchrl_has_the_same_losses_and_gradients(centralized):
     assert_close(torch.stack(found), other)
     ours, (expected, _) = DeterministicPolicyLoss(actor, critic)(td)["loss_actor"], theirs.actor_loss(td)
     assert_close(ours, expected)
-    first = torch.autograd.grad(ours, actor.layers[0].weight)[0]
-    assert_close(first, torch.autograd.grad(expected, theirs.actor_network_params["module", "layers", "0", "weight"])[0])
+    other = theirs.actor_network_params["module", "layers", "0", "weight"]
+    assert_close(*(torch.autograd.grad(*pair)[0] for pair in ((ours, actor.layers[0].weight), (expected, other))))
 
 
 class Line(nn.Module):
