@@ -1,5 +1,8 @@
 """Tasks with hybrid actions: ``make_env("hybrid/platform", num_envs=4096)``.
 
+``hybrid/[family].[name]``, such as ``hybrid/vmas.navigation``, gives agents that are moved by forces modes in their
+place (`envs.hybrid.modes`).
+
 The rules are those of the programs that HyAR (Li et al., ICLR 2022, arXiv 2109.05490) and its baselines were compared
 on, equal to them step by step from the same state with the same draws; what is a defect there is reproduced by default,
 because the published numbers include it, and an option repairs it.
@@ -36,8 +39,21 @@ def make_hybrid(name: str, *, num_envs: int, device: torch.device | str, seed: i
     Raises:
         ValueError: unknown name or option; lists what is allowed.
     """
+    if "." in name:
+        from envs.hybrid.modes import make_modes
+
+        return make_modes(name, num_envs=num_envs, device=device, seed=seed, max_steps=max_steps, truncate=truncate,
+                          **options)
     if name not in TASKS:
-        raise ValueError(f"unknown hybrid task {name!r}; choose from {sorted(TASKS)}" + suggestion(name, TASKS))
+        raise ValueError(f"unknown hybrid task {name!r}; choose from {sorted(TASKS)}, or write '[family].[name]' for a "
+                         "task whose agents are moved by forces, as in 'vmas.navigation'" + suggestion(name, TASKS))
     module, _, function = TASKS[name].partition(":")
     make: Callable[..., BatchedEnv] = getattr(import_module(module), function)
     return make(name, num_envs=num_envs, device=device, seed=seed, max_steps=max_steps, truncate=truncate, **options)
+
+
+def check_options(name: str, options: dict[str, Any], allowed: list[str]) -> None:
+    """Raise ValueError if the task was given options that it does not have; names those it has."""
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"hybrid/{name} has no option {option!r}; it has {allowed}" + suggestion(option, allowed))
