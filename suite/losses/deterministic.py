@@ -98,9 +98,18 @@ def _constant(network: nn.Module) -> Iterator[None]:
 
 
 class SoftTargets:
-    """Moves slow copies: slow <- slow + tau (network - slow) for each pair (network, slow), each with its own tau."""
+    """Moves slow copies: slow <- slow + tau (network - slow) for each pair (network, slow), each with its own tau.
+
+    Buffers are constants of these networks, and stay.
+
+    Raises:
+        ValueError: a tau is not between 0 and 1.
+    """
 
     def __init__(self, *pairs: tuple[nn.Module, nn.Module, float]):
+        for _, _, tau in pairs:
+            if not 0 <= tau <= 1:
+                raise ValueError(f"tau must be between 0 and 1, got {tau}")
         self.pairs = pairs
 
     @torch.no_grad()

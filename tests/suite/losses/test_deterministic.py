@@ -207,3 +207,5 @@ def test_soft_targets_have_a_rate_each():
                                  strict=True):
             assert_close(new, old + tau * (aim - old))
         assert all(map(torch.equal, nets[fast].parameters(), before[fast].parameters()))
+    with pytest.raises(ValueError, match=r"tau must be between 0 and 1, got 1\.5"):
+        SoftTargets((nets[0], nets[1], 1.5))
