@@ -44,6 +44,7 @@ def write_info(name: str, results: str, seeds: int) -> None:
         "frames": table.frames,
         "rows": list(table.rows),
         "tasks": list(table.tasks),
+        "reference": table.reference,
         "random": {task: known[task] if task in known else random_return(name, task) for task in table.tasks},
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from typing import Literal, get_args, get_origin, get_type_hints
 
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS
-from suite.config import check_choice, check_positive
+from recipes.running import check_task_options, check_unread, check_words, no_resume
+from suite.config import check_positive
 from suite.specs import Specs
 
 # fields that only some algorithms read; giving them to another is refused, not ignored
@@ -20,14 +19,11 @@ OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "exploration_sta
               "exploration_frames")
 UNREAD = {"on_policy": (*OFF_POLICY, "mixer_dim"), "mixed_q": (*ON_POLICY, "critic_cells"),
           "maddpg": (*ON_POLICY, "mixer_dim")}
-STOCK_COLLECTOR = "TorchRL's collector (fast_collector=False) does not save open episodes"
 
 
 def check_config(cfg: Config) -> None:
     """ValueError for a number or a word that no task could work with, naming what is allowed."""
-    for name, kind in get_type_hints(Config).items():
-        if get_origin(kind) is Literal:
-            check_choice(name, getattr(cfg, name), get_args(kind))
+    check_words(cfg)
     numbers = ("frames", "steps", "lr", "adam_eps", "max_grad_norm", "epochs", "minibatch_size", "clip", "value_clip",
                "n_step", "critic_lr", "buffer_size", "gradient_steps", "mixer_dim", "exploration_frames",
                "eval_episodes", "keep_checkpoints", "threads")
@@ -52,8 +48,7 @@ def check_config(cfg: Config) -> None:
         raise ValueError("--cuda-graphs needs --compile and a CUDA device")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
-    for name in {"num_envs", "device", "seed", "max_steps", "truncate"} & cfg.task_options.keys():
-        raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
+    check_task_options(cfg)
 
 
 def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
@@ -67,28 +62,13 @@ def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
     unread = {other: f"returns {cfg.returns!r}"} | unread
     if cfg.recompute_advantage:  # target minus present value, as it is
         unread = {"normalize_advantage": "recompute_advantage"} | unread
-    for name, reader in unread.items():
-        if getattr(cfg, name) != getattr(default, name):
-            raise ValueError(f"{reader} does not use {name}: leave it at {getattr(default, name)!r}")
-
-
-def check_resume(cfg: Config, configure: Callable[[dict[str, str]], Config]) -> None:
-    """ValueError for a flag that contradicts ``--resume``; ``configure`` gives the config of a stored run."""
-    if cfg.resume is None:
-        return
-    if cfg.overwrite:
-        raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
-    if cfg.run_dir != configure({"resume": cfg.resume}).run_dir:
-        raise ValueError(f"--resume {cfg.resume} goes on in that folder, so --run-dir {cfg.run_dir} has no use")
-
-
-def no_resume(cfg: Config) -> str | None:
-    """Why a run with this config cannot be resumed, or None."""
-    return None if cfg.fast_collector else STOCK_COLLECTOR
+    check_unread(cfg, default, unread)
 
 
 def validate(cfg: Config, specs: Specs, batch: int) -> None:
     """Refuse what cannot work, before training, with what is allowed."""
+    if specs.param_mask is not None:
+        raise ValueError(f"{cfg.task!r} has hybrid actions: train on it with python -m recipes.hybrid_actions")
     kind = "discrete" if specs.discrete else "continuous"
     supported = ALGORITHMS[cfg.algorithm][2]
     if supported not in ("any", kind):

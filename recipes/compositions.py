@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from recipes.cooperative_config import Config
+from recipes.running import Parts
 from suite.data import Minibatches, Replay, Sequences
 from suite.distributed import world_size
 from suite.losses import Learner, Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
@@ -23,17 +22,6 @@ from suite.modules.q_networks import make_deterministic_actor, make_joint_q, mak
 from suite.modules.taken_action import taken_action
 from suite.specs import ACTION, ACTION_MASK, Specs
 from suite.update import Update
-
-
-@dataclass
-class Parts:
-    """What a composition hands to the trainer. ``acting`` is evaluated; ``policy`` also explores."""
-
-    policy: TensorDictModuleBase
-    acting: TensorDictModuleBase
-    updates: list[Update]
-    estimators: Sequence[Returns] = ()
-    refresh: Sequence[Callable] = field(default_factory=list)
 
 
 def _optimisation(cfg: Config) -> dict[str, Any]:

@@ -14,16 +14,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads s
 
 import torch
 
-from envs import make_env, resolve_device
+from envs import make_env
 from envs.whole_episodes import WholeEpisodes
-from recipes.checks import check_config, check_resume, check_used, no_resume, validate
+from recipes.checks import check_config, check_used, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
+from recipes.running import assemble, check_resume, launch
 from suite import distributed
-from suite.collector import make_collector
-from suite.config import as_flags, as_plain, check_choice, check_names, from_plain, parse_cli, run_cli
-from suite.evaluate import Evaluator
+from suite.config import as_flags, check_choice, check_names, from_plain, parse_cli, run_cli
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun, Run, stored_run
 from suite.schedules import LinearDecay
@@ -79,33 +78,10 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     weights = {"task": 1.0} | aux.reward_weights
     check_names("reward term", cfg.reward_weights, weights)
 
-    torch.manual_seed(cfg.seed + 1000 * distributed.rank())  # equal networks, different actions
-    iterations = max(1, -(-cfg.frames // (cfg.num_envs * steps * distributed.world_size())))
-    collector = make_collector(
-        env, parts.policy, steps=steps, total_frames=iterations * cfg.num_envs * steps, fast=cfg.fast_collector,
-        compile={} if cfg.compile else None, keep=[*aux.reward_keys, *(key for u in parts.updates for key in u.keys)],
-    )
     own = [update for update in parts.updates if update.name == cfg.algorithm]  # a loss has rates of its own
-    schedules = [LinearDecay(own)] if cfg.lr_decay == "linear" else []
-    evaluator = None
-    if cfg.evaluations and distributed.rank() == 0:
-        eval_env = make_env(cfg.task, num_envs=cfg.eval_episodes, seed=cfg.seed + 1_000_000, **common)
-        evaluator = Evaluator(eval_env, parts.acting, seed=cfg.seed + 1_000_000, team=cfg.team_reward)
-    return Trainer(
-        collector,
-        parts.policy,
-        parts.updates,
-        reward_weights=weights | cfg.reward_weights,
-        run=run,
-        team_reward=cfg.team_reward,
-        losses=[aux],
-        estimators=parts.estimators,
-        refresh=parts.refresh,
-        schedules=schedules,
-        evaluate=evaluator,
-        checkpoint_every=cfg.checkpoint_every,
-        evaluate_every=max(1, iterations // cfg.evaluations) if cfg.evaluations else 0,
-    )
+    return assemble(cfg, run, env, lambda episodes, seed: make_env(cfg.task, num_envs=episodes, seed=seed, **common),
+                    parts, [aux], steps=steps, frames=cfg.frames, weights=weights | cfg.reward_weights,
+                    schedules=[LinearDecay(own)] if cfg.lr_decay == "linear" else [], team=cfg.team_reward)
 
 
 def make_loss(cfg: Config, specs: Specs):
@@ -128,22 +104,8 @@ def main() -> None:
     """The command line."""
     cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="python -m recipes.cooperative")
     check_resume(cfg, configure)
-    plain = as_plain(cfg)  # before each process takes its own device
-    cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
-    path = (
-        cfg.resume
-        or cfg.run_dir
-        or f"runs/cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}/seed{cfg.seed}"
-    )
-    run = Run(path, plain, resume=cfg.resume is not None, overwrite=cfg.overwrite, loggers=cfg.loggers,
-              keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet, no_resume=no_resume(cfg))
-    trainer = make_trainer(cfg, run)
-    if run.state is not None:
-        trainer.load_state_dict(run.state)
-    with run:
-        trainer.train()
-        run.conclude(trainer, video=cfg.video, module="recipes.cooperative", swap=swap_flags(cfg))
-    distributed.stop()
+    launch(cfg, make_trainer, module="recipes.cooperative", swap=swap_flags,
+           name=f"cooperative/{cfg.task.replace('/', '.')}/{cfg.algorithm}-{cfg.loss}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -14,14 +16,12 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from envs import make_env
-from recipes.cooperative import CHOOSERS, configure
-from recipes.cooperative_config import Config
 from recipes.tables import TABLES
 from suite.config import parse_cli
 from suite.evaluate import Evaluator
 from suite.results import Evaluation, append_rows, file_name, read_cell
 from suite.run import stored_run
-from suite.specs import ACTION, ACTION_MASK, OBSERVATION
+from suite.specs import ACTION_MASK, OBSERVATION
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,23 @@ def run_job(job: Job) -> str:
 
 
 def random_return(table: str, task: str) -> float:
-    """Mean return of uniformly random actions over 256 episodes: the zero of normalised scores."""
-    flags = TABLES[table].flags(next(iter(TABLES[table].rows)), task)
-    cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="", args=flags)
+    """Mean return (or success) of uniformly random actions over 256 episodes: the zero of normalised scores."""
+    chosen = TABLES[table]
+    recipe = import_module(chosen.recipe)
+    cfg = parse_cli(recipe.configure, recipe.Config, choosers=recipe.CHOOSERS, prog="",
+                    args=chosen.flags(next(iter(chosen.rows)), task))
     env = make_env(task, num_envs=256, seed=0, max_steps=cfg.max_steps, **cfg.task_options)
-    spec = env.full_action_spec[ACTION]
+    specs = [env.full_action_spec[key] for key in env.action_keys]
 
-    def draw(observation: Tensor, allowed: Tensor | None = None) -> Tensor:
-        return spec.rand() if allowed is None else torch.rand(allowed.shape).masked_fill(~allowed, -1).argmax(-1)
+    def draw(observation: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, ...]:
+        if allowed is not None:
+            return torch.rand(allowed.shape).masked_fill(~allowed, -1).argmax(-1)
+        return tuple(spec.rand() for spec in specs)
 
     mask = [ACTION_MASK] if ACTION_MASK in env.observation_spec.keys(True, True) else []
-    policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=[ACTION])
-    return Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)["return"]
+    policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=env.action_keys)
+    found = Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)
+    return found["success" if chosen.mode == "success" else "return"]
 
 
 def evaluations(folder: Path, seed: int) -> list[Evaluation]:
@@ -112,7 +117,8 @@ def evaluations(folder: Path, seed: int) -> list[Evaluation]:
         with open(path) as file:
             return {int(step): float(value) for step, value in csv.reader(file)}
 
-    sampled, greedy, length, seconds = map(scalar, ("eval/return", "eval/return_greedy", "eval/length", "time/total"))
+    sampled, greedy, length, seconds, success = map(scalar, ("eval/return", "eval/return_greedy", "eval/length",
+                                                             "time/total", "eval/success"))
     return [
         Evaluation(
             seed=seed,
@@ -123,6 +129,7 @@ def evaluations(folder: Path, seed: int) -> list[Evaluation]:
             episodes=info["config"]["eval_episodes"],
             length=length[frames],
             commit=info["commit"],
+            success=success.get(frames, math.nan),
         )
         for frames in sorted(sampled)
     ]

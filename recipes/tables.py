@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from recipes import hybrid_tables
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,14 @@ class Table:
     rows: dict[str, list[str]]
     tasks: dict[str, list[str]]
     frames: int | dict[str, int]
-    mode: Literal["sampled", "greedy"] = "greedy"
+    mode: Literal["sampled", "greedy", "success"] = "greedy"
     notes: list[str] = field(default_factory=list)
 
     evaluations: int = 10
     only: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """{row: the tasks that it exists for}; other rows exist for all."""
+    reference: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """{task: {row: value and source}}: published numbers, shown beside ours."""
 
     def has(self, row: str, task: str) -> bool:
         """Whether the cell exists."""
@@ -135,4 +139,9 @@ TABLES = {
                                         "observation_novelty=0.1"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled", notes=[_TEAM]),
+    "hybrid": Table(
+        title="Hybrid discrete-continuous actions (HyAR)",
+        recipe="recipes.hybrid_actions", rows=hybrid_tables.ROWS, tasks=hybrid_tables.TASKS,
+        frames=hybrid_tables.FRAMES, mode="success", evaluations=20, notes=hybrid_tables.NOTES,
+        reference=hybrid_tables.reference()),
 }

@@ -5,13 +5,15 @@ A source is called with the batch [N, T] and the keys that the losses read, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from suite.distributed import world_size
 
 
 class DataSource:
@@ -192,16 +194,18 @@ class PreviousBatches(DataSource):
 class Replay(DataSource):
     """Uniform samples of a ring buffer of the last ``capacity`` frames, once it holds ``warmup`` of them.
 
-    The trainer extends the buffer with each batch before the updates; several updates may share one `Replay`.
+    The trainer extends the buffer with each batch before the updates; several updates may share one `Replay`. Batches
+    that begin before ``skip`` frames were collected (by all processes) are not stored: others' actions, of a warm-up.
     """
 
     def __init__(self, *, capacity: int, steps: int, size: int, warmup: int, keys: Sequence[NestedKey],
-                 device: torch.device | str):
+                 device: torch.device | str, skip: int = 0):
         if not 0 < size <= warmup <= capacity:
             raise ValueError(f"replay needs 0 < size <= warmup <= capacity, got {size}, {warmup}, {capacity}")
         # compilable: without it each `extend` asks the device for a number and waits
         self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity, device=device, compilable=True))
         self.capacity, self.steps, self.size, self.warmup, self.keys = capacity, steps, size, warmup, list(keys)
+        self.skip = skip  # what is left of it
 
     def with_epochs(self, epochs: int) -> ReplayView:
         """A view of the same buffer with ``epochs`` times the samples per batch."""
@@ -209,6 +213,9 @@ class Replay(DataSource):
 
     def extend(self, batch: TensorDictBase) -> None:
         """Append all frames of a batch [N, T], time by time, so that the oldest frames leave first."""
+        if self.skip > 0:
+            self.skip -= batch.numel() * world_size()
+            return
         frames = batch.select(*self.keys).transpose(0, 1).reshape(-1)
         self.buffer.extend(frames[-self.capacity:])
 
@@ -227,11 +234,13 @@ class Replay(DataSource):
         storage = self.buffer.storage
         length = len(storage)
         held = {} if length == 0 else dict(storage[:length].flatten_keys("/").items())
-        return {"frames": {key: value.clone() for key, value in held.items()}, "cursor": self.buffer.writer._cursor}
+        return {"frames": {key: value.clone() for key, value in held.items()}, "cursor": self.buffer.writer._cursor,
+                "skip": self.skip}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
         self.buffer.empty()
+        self.skip = state.get("skip", 0)
         if state["frames"]:
             length = len(next(iter(state["frames"].values())))
             self.buffer.extend(TensorDict(state["frames"], batch_size=[length]).unflatten_keys("/"))
@@ -241,6 +250,22 @@ class Replay(DataSource):
 def _check(epochs: int, size: int | None) -> None:
     if epochs < 1 or (size is not None and size < 1):
         raise ValueError(f"epochs and size must be positive, got {epochs}, {size}")
+
+
+@dataclass(eq=False)
+class Changed(Derived):
+    """Samples of a `Replay` as a function changes them, such as corrections of what is stale; all of a batch at once.
+
+    The function maps frames [n] to frames [n], and leaves those it was given as they are.
+    """
+
+    function: Callable[[TensorDictBase], TensorDictBase]
+
+    def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
+        """Yield the buffer's samples of this batch, changed."""
+        replay = self.owner
+        for frames in replay.samples(1, replay.steps * replay.size):
+            yield from self.function(frames).split(replay.size)
 
 
 class ReplayView(DataSource):

@@ -131,7 +131,7 @@ def draw(summaries: Sequence[Summary]) -> list[Drawing]:
 
 def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
     table, paths = summary.table, []
-    label = f"return ({table.info.mode})"
+    label = "success" if table.info.mode == "success" else f"return ({table.info.mode})"
     curves = {task: {row: learning_curve(table.cells[task, row]) for row in table.rows if (task, row) in table.cells}
               for task in table.tasks}
     curves = {task: by_row for task, by_row in curves.items() if by_row}

@@ -66,7 +66,9 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
              for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
     superseded = sum(cell.superseded for cell in cells.values())
     out = [
-        ("Return", f"{info.mode} actions" + f", {episodes} episodes per evaluation" * bool(episodes)),
+        ("Success" if info.mode == "success" else "Return",
+         ("share of episodes that reach the goal, greedy" if info.mode == "success" else info.mode) + " actions"
+         + f", {episodes} episodes per evaluation" * bool(episodes)),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
         ("Wall time per run, median", _minutes(summary)),
         ("Command", info.command),

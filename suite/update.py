@@ -27,8 +27,8 @@ class Update:
         every: run only at every that many iterations.
         early: run before rewards are combined and advantages estimated (which the losses then cannot read).
         shared: parts that another update trains as well, on purpose.
-        targets: objects with ``step()``, called after each optimiser step (soft or hard target updates); {part: objects}
-            if the parts take turns.
+        targets: objects with ``step()``, called after each optimiser step (soft or hard target updates); if the parts
+            take turns, {part: objects}.
         delay: None takes one backward pass over the sum of all losses. Else the parts take turns on each minibatch, in
             their order, with passes of their own, so that each sees what the ones before it have changed; a part with
             delay d only at every d-th minibatch, as the delayed actors of TD3 do ({}: no delays).

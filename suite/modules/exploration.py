@@ -20,8 +20,8 @@ class Exploration(nn.Module):
         self.start, self.end, self.frames = start, end, frames
         self.register_buffer("level", torch.tensor(float(start)))
 
-    def anneal(self, frames: int) -> None:
-        """Move on by that many frames."""
+    def anneal(self, frames: int | Tensor) -> None:
+        """Move on by that many frames (or whatever the schedule counts, such as finished episodes)."""
         self.level.sub_((self.start - self.end) * frames / self.frames).clamp_(min=self.end)
 
 
@@ -51,3 +51,18 @@ class GaussianNoise(Exploration):
         """Action [..., A, d] -> action."""
         noise = self.level * (self.high - self.low) / 2 * torch.randn_like(action)
         return torch.minimum(torch.maximum(action + noise, self.low), self.high)
+
+
+class RandomHybrid(nn.Module):
+    """While ``warming`` (a bool tensor, shared with whoever decides it): uniform choices and uniform parameters."""
+
+    def __init__(self, param_mask: Tensor, warming: Tensor):
+        super().__init__()
+        self.register_buffer("mask", param_mask, persistent=False)
+        self.register_buffer("warming", warming, persistent=False)
+
+    def forward(self, choice: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Choice int64 [..., A] and parameters [..., A, P] -> the same, or random ones, 0 where a choice has none."""
+        drawn = torch.randint(len(self.mask), choice.shape, device=choice.device)
+        uniform = (2 * torch.rand_like(params) - 1) * self.mask[drawn]
+        return torch.where(self.warming, drawn, choice), torch.where(self.warming, uniform, params)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import recipes.cooperative as recipe
-from suite.checkpoint import Checkpoints
 from suite.config import run_cli
+from tests.runs import differences, metrics, state, training
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--num-envs", "4", "--steps", "10", "--max-steps", "8", "--eval-episodes", "2", "--evaluations", "2",
@@ -67,43 +67,6 @@ def main(*words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["recipes/cooperative.py", *words])
         run_cli(recipe.main)
-
-
-def metrics(folder):
-    """Every row of every metric but the times, as written."""
-    scalars = folder / "metrics" / "scalars"
-    return {str(file.relative_to(scalars)): file.read_text() for file in sorted(scalars.rglob("*.csv"))
-            if file.relative_to(scalars).parts[0] != "time"}
-
-
-def training(folder):
-    """Without the evaluations, whose interval depends on the frames asked for."""
-    found = metrics(folder)
-
-    def frames(name):
-        return {row.split(",")[0] for row in found[name].splitlines()}
-
-    return {name: text for name, text in found.items() if not frames(name) <= frames("eval/return.csv")}
-
-
-def state(folder):
-    """The newest checkpoint, without what a clock or an evaluation decides."""
-    found = Checkpoints(folder / "checkpoints").load()
-    return {key: value for key, value in found.items() if key not in ("seconds", "evaluations")}
-
-
-def differences(a, b, path=""):
-    """Where two nested structures differ in a bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
-    if isinstance(a, dict):
-        keys = [f"{path}/{key}" for key in a.keys() ^ b.keys()]
-        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [path]
-        return [d for k in range(len(a)) for d in differences(a[k], b[k], f"{path}/{k}")]
-    return [] if a == b else [path]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in WHOLE])

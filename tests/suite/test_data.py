@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
-from suite.data import Chunks, DataSource, Minibatches, PreviousBatches, Replay, ReplayView, Sequences
+from suite.data import Changed, Chunks, DataSource, Minibatches, PreviousBatches, Replay, ReplayView, Sequences
 from suite.specs import ACTION, OBSERVATION
 from tests.batches import assert_unchanged, frozen_copy, make_batch, make_specs
 
@@ -312,3 +312,36 @@ def test_previous_batches_are_copies():
     expected = batch["frame"].flatten().tolist()
     batch["frame"].fill_(-1)
     assert frames_of(source, numbered(30)) == expected
+
+
+def test_a_warm_up_is_not_stored_and_the_rest_of_it_is_saved():
+    """Batches of 6 frames; those that begin before 10 frames were collected are left out."""
+    source = Replay(capacity=20, steps=1, size=2, warmup=2, keys=["x"], device="cpu", skip=10)
+    batch = TensorDict({"x": torch.arange(6.0).view(2, 3)}, [2, 3])
+    source.extend(batch)
+    other = Replay(capacity=20, steps=1, size=2, warmup=2, keys=["x"], device="cpu", skip=10)
+    other.load_state_dict(source.state_dict())
+    for replay in (source, other):
+        assert len(replay.buffer) == 0
+        replay.extend(batch)
+        assert len(replay.buffer) == 0
+        replay.extend(batch)
+        assert len(replay.buffer) == 6
+
+
+def test_changed_samples_are_drawn_and_changed_at_once():
+    replay = Replay(capacity=20, steps=3, size=2, warmup=2, keys=["x"], device="cpu")
+    batch = TensorDict({"x": torch.arange(6.0).view(2, 3)}, [2, 3])
+    seen = []
+
+    def double(frames):
+        seen.append(len(frames))
+        return frames.copy().set("x", 2 * frames["x"])
+
+    source = Changed(replay, double)
+    assert source.owner is replay and not list(source(batch, ["x"]))
+    replay.extend(batch)
+    minibatches = list(source(batch, ["x"]))
+    assert [len(m) for m in minibatches] == [2, 2, 2] and seen == [6]
+    assert {x.item() for m in minibatches for x in m["x"]} <= {0.0, 2.0, 4.0, 6.0, 8.0, 10.0}
+    assert replay.buffer[:]["x"].sort().values.tolist() == [0, 1, 2, 3, 4, 5]

@@ -9,8 +9,7 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 from suite.losses.hyar import NEXT_OBSERVATION, NOISE, HyARLoss
-from suite.modules.action_codec import LATENT_ACTION, ActionCodec
-from suite.specs import CHOICE, OBSERVATION, PARAMS, Specs
+from suite.specs import CHOICE, LATENT_ACTION, OBSERVATION, PARAMS, Specs
 from tests.archives import Golden
 
 torch.set_num_threads(1)
@@ -19,8 +18,8 @@ LAYERS = {"e0_0": "encoder.given", "e0_1": "encoder.params", "e1": "encoder.firs
           "mean": "encoder.mean", "log_std": "encoder.log_std", "d0_0": "decoder.given", "d0_1": "decoder.latent",
           "d1": "decoder.first", "d2": "decoder.second", "parameter_action_output": "decoder.params",
           "d3": "decoder.third", "delta_state_output": "decoder.residual"}
-PARAMETERS = {"embeddings": "embeddings",
-              **{f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in LAYERS.items() for kind in ("weight", "bias")}}
+PARAMETERS = {"embeddings": "embeddings", **{f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in LAYERS.items()
+                                             for kind in ("weight", "bias")}}
 LR = 1e-4
 
 
@@ -196,8 +195,9 @@ def test_relabelling_as_published(relabelling, call):
     e, z = out[LATENT_ACTION].squeeze(1).split([6, 6], -1)
     golden.check("e", e, golden[f"{call}/discrete_emb_used"], 1e-6)
     golden.check("z", z, golden[f"{call}/parameter_emb_used"], 1e-6)
+    noted = loss.metrics()
     for ours, theirs in (("discrete", "discrete"), ("params", "param")):
-        kept, expected = loss.metrics()[f"codec/keep_{ours}"].double(), golden[f"{call}/keep_rate_{theirs}"]
+        kept, expected = noted[f"codec/keep_{ours}"].double(), golden[f"{call}/keep_rate_{theirs}"]
         assert_close(kept, expected)
         assert 0 < expected < 1
     assert not torch.equal(out[LATENT_ACTION], td[LATENT_ACTION])

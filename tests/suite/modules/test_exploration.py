@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from suite.modules.exploration import EpsilonGreedy, GaussianNoise
+from suite.modules.exploration import EpsilonGreedy, GaussianNoise, RandomHybrid
 
 
 def epsilon(start=1.0, end=0.1, frames=100, choices=4):
@@ -105,3 +105,18 @@ def test_bounds_hold_for_each_agent_and_number_and_noise_is_independent():
     moved = GaussianNoise(low, high, start=0.1, end=0.0, frames=10)(middle) - middle
     torch.testing.assert_close(moved.std(0), 0.1 * (high - low) / 2, rtol=0.03, atol=0)
     assert (torch.corrcoef(moved.flatten(1).T) - torch.eye(4)).abs().max() < 0.03
+
+
+def test_random_hybrid_actions_while_it_warms_up():
+    """Uniform choices, uniform parameters where a choice has them; afterwards what was given, whoever ends it."""
+    torch.manual_seed(0)
+    mask, warming = torch.tensor([[True, True], [True, False]]), torch.tensor(True)
+    module = RandomHybrid(mask, warming)
+    choice, params = torch.zeros(4000, 1, dtype=torch.int64), torch.full((4000, 1, 2), 0.5)
+    drawn, x = module(choice, params)
+    assert abs(drawn.float().mean() - 0.5) < 0.03 and x.abs().max() <= 1
+    assert (x[drawn == 1][:, 1] == 0).all() and abs(x[drawn == 0].mean()) < 0.05
+    assert abs(x[drawn == 0].std() - 3 ** -0.5) < 0.03
+    warming.fill_(False)
+    for ours, given in zip(module(choice, params), (choice, params), strict=True):
+        assert torch.equal(ours, given)

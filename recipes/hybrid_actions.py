@@ -1,0 +1,97 @@
+"""Hybrid discrete-continuous actions: an algorithm in the action space that a codec gives it, on any hybrid task.
+
+    python -m recipes.hybrid_actions --task hybrid/platform --codec hyar --algorithm td3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import warnings
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads stall a shared CPU; before torch
+
+import torch
+
+from envs import make_env
+from recipes.hybrid_checks import check_config, check_used
+from recipes.hybrid_compositions import COMPOSITIONS
+from recipes.hybrid_config import Config
+from recipes.hybrid_presets import ALGORITHMS, overrides
+from recipes.running import assemble, check_resume, launch
+from suite import distributed
+from suite.config import as_flags, check_names, from_plain, parse_cli, run_cli
+from suite.losses import Loss
+from suite.losses.codecs import CODECS
+from suite.run import MemoryRun, Run, stored_run
+from suite.specs import Specs
+from suite.trainer import Trainer
+
+CHOOSERS = ("algorithm", "codec", "task", "resume")  # the flags whose words decide other defaults
+
+
+def configure(chosen: dict[str, str]) -> Config:
+    """The Config that algorithm, codec and task, or a run to resume, stand for."""
+    if "resume" in chosen:
+        return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
+                                   overwrite=False)
+    algorithm = chosen.get("algorithm", Config.algorithm)
+    usual = Config.codec if algorithm == Config.algorithm else "none"
+    return Config(**overrides(algorithm, chosen.get("codec", usual), chosen.get("task", Config.task)))
+
+
+def untouched(cfg: Config) -> Config:
+    """What the algorithm, codec and task of a config stand for."""
+    return Config(**overrides(cfg.algorithm, cfg.codec, cfg.task))
+
+
+def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
+    """Everything the run needs, composed in the order in which it is used."""
+    overrides(cfg.algorithm, cfg.codec, cfg.task)  # refuses what does not fit together
+    check_config(cfg)
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
+    env = make_env(cfg.task, num_envs=cfg.num_envs, seed=cfg.seed + 1000 * distributed.rank(), **common)
+    specs = Specs.from_env(env)
+    if specs.param_mask is None:
+        raise ValueError(f"{cfg.task!r} has {'discrete' if specs.discrete else 'continuous'} actions, not hybrid ones: "
+                         f"take a hybrid task (hybrid/platform), give a continuous one modes "
+                         f"(hybrid/{cfg.task.replace('/', '.')}), or train with python -m recipes.cooperative")
+    check_used(cfg, untouched(cfg))
+    codec = make_codec(cfg, specs)
+    parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, specs, codec)
+    frames = cfg.frames + codec.warmup
+    for remark in codec.plan(frames):
+        warnings.warn(f"codec {cfg.codec!r}: {remark}", stacklevel=2)
+    return assemble(cfg, run, env, lambda episodes, seed: make_env(cfg.task, num_envs=episodes, seed=seed, **common),
+                    parts, [codec], steps=cfg.steps, frames=frames, weights={"task": 1.0}, team=cfg.team_reward)
+
+
+def make_codec(cfg: Config, specs: Specs) -> Loss:
+    """The codec by name, with its options; a wrong option is refused with the right ones."""
+    codec = CODECS[cfg.codec]
+    check_names(f"option of codec {cfg.codec!r}", cfg.codec_options, codec.option_names())
+    return codec(specs, **cfg.codec_options).to(cfg.device)
+
+
+def swap_flags(cfg: Config) -> str:
+    """The flags of this run with another codec, quoted for a shell."""
+    other = "none" if cfg.codec != "none" else "hyar"
+    algorithm = cfg.algorithm if other == "none" or cfg.algorithm in ("td3", "ddpg") else "td3"
+    swapped = Config(**overrides(algorithm, other, cfg.task) | {"seed": cfg.seed, "frames": cfg.frames,
+                                                               "task_options": cfg.task_options})
+    return shlex.join(as_flags(swapped, untouched(swapped), always=("task", "codec", "algorithm")))
+
+
+def main() -> None:
+    """The command line."""
+    cfg = parse_cli(configure, Config, choosers=CHOOSERS, prog="python -m recipes.hybrid_actions")
+    check_resume(cfg, configure)
+    launch(cfg, make_trainer, module="recipes.hybrid_actions", swap=swap_flags,
+           name=f"hybrid_actions/{cfg.task.replace('/', '.')}/{cfg.codec}-{cfg.algorithm}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,52 @@
+"""What the hybrid-action recipe refuses before training, with what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+from recipes.hybrid_config import Config
+from recipes.hybrid_presets import ALGORITHMS
+from recipes.running import check_task_options, check_unread, check_words, no_resume
+from suite.config import check_positive
+
+# fields that only some compositions read; giving them to another is refused, not ignored
+REPLAY = ("tau", "critic_tau", "smoothing", "policy_delay", "buffer_size", "first_update", "updates_per_frame",
+          "exploration_start", "exploration_end", "exploration_episodes", "inverting")
+ON_POLICY = ("epochs", "clip", "gae_lambda", "entropy_coef")
+PDQN = ("multipass", "pass_through")
+UNREAD = {"deterministic": (*ON_POLICY, *PDQN),
+          "pdqn": (*ON_POLICY, "smoothing", "policy_delay", "centralized"), "on_policy": (*REPLAY, *PDQN)}
+
+
+def check_config(cfg: Config) -> None:
+    """ValueError for a number or a word that no task could work with, naming what is allowed."""
+    check_words(cfg)
+    check_positive({name: getattr(cfg, name) for name in (
+        "frames", "num_envs", "steps", "lr", "critic_lr", "max_grad_norm", "critic_max_grad_norm", "policy_delay",
+        "minibatch_size", "buffer_size", "first_update", "updates_per_frame", "exploration_episodes", "epochs", "clip",
+        "eval_episodes", "keep_checkpoints", "threads")})
+    check_positive({name: getattr(cfg, name) for name in ("smoothing", "entropy_coef", "evaluations",
+                                                          "checkpoint_every")}, zero=True)
+    for name in ("gamma", "gae_lambda", "tau", "critic_tau"):
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {getattr(cfg, name)}")
+    for name in ("actor_cells", "critic_cells"):
+        check_positive(dict.fromkeys([name], min(getattr(cfg, name), default=1)))
+    most = 1 if ALGORITHMS[cfg.algorithm][0] == "pdqn" else math.inf  # a probability, else a standard deviation
+    if not 0 <= cfg.exploration_end <= cfg.exploration_start <= most:
+        raise ValueError(f"exploration falls from exploration_start {cfg.exploration_start} to exploration_end "
+                         f"{cfg.exploration_end}, but 0 <= exploration_end <= exploration_start"
+                         f"{' <= 1' if most == 1 else ''} is needed")
+    if ALGORITHMS[cfg.algorithm][0] != "on_policy" and not cfg.first_update <= cfg.buffer_size:
+        raise ValueError(f"buffer_size {cfg.buffer_size} holds fewer frames than first_update {cfg.first_update} needs")
+    if cfg.compile and not cfg.fast_collector:
+        raise ValueError("--compile needs the fast collector")
+    if cfg.resume and (reason := no_resume(cfg)):
+        raise ValueError(f"{cfg.resume} cannot be resumed: {reason}")
+    check_task_options(cfg)
+
+
+def check_used(cfg: Config, default: Config) -> None:
+    """ValueError if a field differs from its default that this algorithm does not read."""
+    unread = dict.fromkeys(UNREAD[ALGORITHMS[cfg.algorithm][0]], f"algorithm {cfg.algorithm!r}")
+    check_unread(cfg, default, unread)

@@ -1,0 +1,166 @@
+"""The hybrid-action recipe: every algorithm with every codec it knows, exact resume, its defaults, what it refuses."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+import recipes.hybrid_actions as recipe
+from recipes.hybrid_actions import configure, make_trainer, swap_flags
+from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC
+from suite.config import run_cli
+from suite.losses.codecs import CODECS
+from suite.run import MemoryRun
+from suite.trainer import Trainer
+from tests.runs import differences, metrics, state
+
+COMMON = ["--num-envs", "4", "--steps", "5", "--actor-cells", "8", "--critic-cells", "8", "--eval-episodes", "2",
+          "--evaluations", "1", "--quiet", "--no-video", "--loggers", "csv"]
+REPLAYED = ["--first-update", "16", "--minibatch-size", "8", "--buffer-size", "60"]
+HYAR = ["--codec-options", "warmup=40", "pretrain=4", "bounds_rows=20", "num_cells=8", "refresh_after=2",
+        "refresh_every=2", "batch=8", "memory=200"]
+PAIRS = [(algorithm, codec) for algorithm in ALGORITHMS for codec in CODECS
+         if codec == "none" or algorithm in ANY_CODEC]
+CATCH, SPREAD = ["--task", "hybrid/catch_point"], ["--task", "hybrid/particle.spread-2", "--max-steps", "6"]
+
+
+def words(algorithm, codec, task):
+    on_policy = ALGORITHMS[algorithm][0] == "on_policy"
+    return [*task, "--algorithm", algorithm, "--codec", codec, *COMMON,
+            *(["--epochs", "2", "--minibatch-size", "10"] if on_policy else REPLAYED),
+            *(HYAR if codec == "hyar" else [])]
+
+
+def main(monkeypatch, *given):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["recipes/hybrid_actions.py", *given])
+        run_cli(recipe.main)
+
+
+def parsed(*given):
+    return recipe.parse_cli(configure, recipe.Config, choosers=recipe.CHOOSERS, prog="", args=[*given])
+
+
+@pytest.mark.parametrize("task", [CATCH, SPREAD], ids=["one agent", "two agents"])
+@pytest.mark.parametrize("algorithm, codec", PAIRS)
+def test_every_choice_trains(algorithm, codec, task):
+    """Two iterations of learning, after two of warm-up with a learned codec; all that learns has moved."""
+    torch.manual_seed(0)
+    cfg = parsed(*words(algorithm, codec, task), "--frames", "40")
+    trainer = make_trainer(cfg, MemoryRun())
+    before = [p.detach().clone() for loss in trainer.updates[0].losses for p in loss.parameters() if p.requires_grad]
+    trainer.train()
+    after = [p for loss in trainer.updates[0].losses for p in loss.parameters() if p.requires_grad]
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) // 2
+    assert trainer.iteration == (4 if codec == "hyar" else 2)
+    assert "eval/success" in trainer.run.rows[-1] or "particle" in cfg.task
+
+
+def test_the_warm_up_is_random_and_never_replayed():
+    cfg = parsed(*words("td3", "hyar", CATCH), "--frames", "40", "--evaluations", "0")
+    trainer = make_trainer(cfg, MemoryRun())
+    [codec], (own, learn) = trainer.losses, trainer.updates
+    replay = own.data.owner
+    choices = []
+    for k, batch in enumerate(trainer.collector):
+        choices.append(batch["agents", "action", "discrete"].float().mean())
+        trainer.iterate(batch)
+        trainer.iteration += 1
+        assert len(replay.buffer) == max(0, k - 1) * 20 and bool(codec.warming) == (k == 0)
+        assert len(learn.data.owner.buffer) == (k + 1) * 20
+    assert all(0.1 < share < 0.9 for share in choices[:2]), "both choices are drawn"
+
+
+def test_exploration_falls_with_finished_episodes():
+    """From 1 to 0.1 over four episodes; three end in the first batch (limit 5), of four copies four in each."""
+    cfg = parsed(*words("td3", "none", CATCH), "--frames", "40", "--max-steps", "5", "--exploration-start", "1.0",
+                 "--exploration-episodes", "8", "--evaluations", "0")
+    trainer = make_trainer(cfg, MemoryRun())
+    noise = [m for m in trainer.policy.modules() if hasattr(m, "level")]
+    levels, ends = [], 0
+    for batch in trainer.collector:
+        trainer.iterate(batch)
+        ends += int(batch["next", "done"].sum())
+        levels.append(noise[0].level.item())
+        assert levels[-1] == pytest.approx(max(0.1, 1 - 0.9 * ends / 8), abs=1e-6)
+    assert ends >= 8 and levels[0] < 1
+
+
+@pytest.mark.parametrize("algorithm, codec, task", [
+    ("td3", "hyar", CATCH), ("ddpg", "hyar", SPREAD), ("td3", "none", CATCH), ("pdqn_td3", "none", CATCH),
+    ("hppo", "none", SPREAD)])
+def test_extending_a_finished_run_equals_a_longer_run(algorithm, codec, task, tmp_path, monkeypatch):
+    """To the last bit: codec, bounds, clocks, buffers, moments, noise, environments; the break is in the warm-up's
+    end, with a learned codec, and once more behind it."""
+    given, whole, parts = [*words(algorithm, codec, task), "--evaluations", "0"], tmp_path / "whole", tmp_path / "parts"
+    main(monkeypatch, *given, "--frames", "100", "--run-dir", str(whole))
+    main(monkeypatch, *given, "--frames", "20", "--run-dir", str(parts))
+    for frames in ("60", "100"):
+        torch.manual_seed(999)  # what else this process draws must not matter
+        main(monkeypatch, "--resume", str(parts), "--frames", frames)
+    assert metrics(whole) == metrics(parts)
+    assert differences(state(whole), state(parts)) == []
+    if codec == "hyar":
+        found = state(whole)["losses"][0]["_extra_state"]
+        assert found["frames"] == 140 and found["episodes"] > 2
+        assert state(whole)["updates"]["hyar"]["optimizers"]["codec"]["state"]
+
+
+def test_settings_of_the_published_runs():
+    cfg = configure({"task": "hybrid/goal", "algorithm": "ddpg", "codec": "hyar"})
+    assert (cfg.lr, cfg.critic_lr, cfg.gamma, cfg.tau, cfg.critic_tau) == (1e-5, 1e-3, 0.9, 1e-4, 1e-3)
+    assert cfg.policy_delay == 1 and cfg.max_grad_norm == 1.0 and cfg.exploration_start == 1.0
+    cfg = configure({"task": "hybrid/hard_move-8"})
+    assert (cfg.frames, cfg.codec, cfg.algorithm, cfg.smoothing, cfg.policy_delay) == (1_000_000, "hyar", "td3", 0.1, 2)
+    cfg = configure({"algorithm": "td3", "codec": "none"})
+    assert cfg.exploration_start == cfg.exploration_end == 0.1 and cfg.smoothing == 0.2
+    cfg = configure({"algorithm": "pdqn"})
+    assert (cfg.codec, cfg.gamma, cfg.buffer_size, cfg.first_update) == ("none", 0.9, 10_000, 500)
+
+
+def test_the_swap_flags_are_a_run():
+    cfg = parsed(*words("td3", "hyar", CATCH))
+    other = parsed(*swap_flags(cfg).split())
+    assert (other.codec, other.algorithm, other.task) == ("none", "td3", cfg.task)
+    assert parsed(*swap_flags(other).split()).codec == "hyar"
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--algorithm", "tdd"], r"unknown algorithm 'tdd'; choose from \['ddpg'"),
+    (["--codec", "hyarr"], r"unknown codec 'hyarr'; choose from \['embedding', 'hyar', 'none'\]"),
+    (["--algorithm", "pdqn", "--codec", "hyar"], "'pdqn' acts in the hybrid actions themselves: give --codec none"),
+    (["--task", "vmas/navigation", "--codec", "none"], "continuous actions, not hybrid ones.*hybrid/vmas.navigation"),
+    (["--task", "vmas/navigation"], "has continuous actions, not hybrid ones"),
+    (["--task", "hybrid/platfrom"], "unknown hybrid task 'platfrom'.*mean 'platform'"),
+    (["--codec-options", "latent_dimm=3"], r"unknown option of codec 'hyar' 'latent_dimm'.*mean 'latent_dim'"),
+    (["--codec-options", "latent_dim=0"], "latent_dim of loss 'hyar' must be positive, got 0"),
+    (["--codec-options", "warmup=100"], "bounds_rows"),
+    (["--codec-options", "memory=5000"], "memory"),
+    (["--first-update", "64"], "needs 0 < size <= warmup"),
+    (["--buffer-size", "100"], "buffer_size 100 holds fewer frames than first_update 128 needs"),
+    (["--exploration-end", "2.0"], "exploration falls from exploration_start 1.0 to exploration_end 2.0"),
+    (["--algorithm", "ppo", "--tau", "0.1"], "algorithm 'ppo' does not use tau: leave it at 0.005"),
+    (["--epochs", "3"], "algorithm 'td3' does not use epochs"),
+    (["--gamma", "1.5"], "gamma must be between 0 and 1, got 1.5"),
+    (["--share", "some"], "share"),
+    (["--algorithm", "pdqn", *CATCH, "--pass-through"], r"pass_through is for \['goal', 'platform'"),
+    (["--task-options", "seed=3"], "seed is no task option but a flag of its own: --seed"),
+])
+def test_wrong_words_and_numbers_are_refused_before_training(given, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("the training began"))
+    with pytest.raises(SystemExit) as caught:
+        main(monkeypatch, *given, "--quiet", "--run-dir", str(tmp_path / "r"))
+    assert caught.value.code == 2
+    printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert re.search(message, printed), printed
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_cooperative_recipe_names_this_one(monkeypatch, capsys):
+    import recipes.cooperative as cooperative
+
+    monkeypatch.setattr(sys, "argv", ["recipes/cooperative.py", "--task", "hybrid/catch_point", "--quiet"])
+    with pytest.raises(SystemExit):
+        run_cli(cooperative.main)
+    assert "train on it with python -m recipes.hybrid_actions" in " ".join(capsys.readouterr().err.split())
