@@ -26,8 +26,8 @@ class HybridEnv(BatchedEnv):
     """N copies of a task with a single agent and hybrid actions; a family implements `_begin`, `_advance` and `_see`.
 
     Actions: ("agents", "action", "discrete") int64 [N, 1], one of K choices, and ("agents", "action", "params") float32
-    [N, 1, P], scaled to [-1, 1] and clamped to it; a choice reads its own parameters from the front, see ``param_mask``
-    bool [K, P]. Beside observation, reward and done flags it writes ``success`` bool [N, 1].
+    [N, 1, P], scaled to [-1, 1] and clamped to it; a choice reads those that ``param_mask`` bool [K, P] names, by
+    default from the front. Beside observation, reward and done flags it writes ``success`` bool [N, 1].
 
     A state is a NamedTuple of tensors that begin with the rows; its numbers are float32 unless a family says otherwise.
 

@@ -70,9 +70,17 @@ FORAGING = [
     ("foraging/7s-20x20-5p-3f-coop", {"action_masks": False}),
     ("foraging/2s-9x9-3p-2f-coop", {"with_visible": True, "with_hidden": True}),
 ]
-TASKS = [*VMAS, *OTHERS, *FORAGING]
+HYBRID = [
+    *((f"hybrid/{name}", {}) for name in ("catch_point", "simple_move", "hard_move-4", "hard_move-10", "actuators-4",
+                                          "actuators-10", "moving", "sliding", "vmas.navigation",
+                                          "particle.spread-3", "vmas.simple_spread", "platform", "goal", "hard_goal")),
+    ("hybrid/hard_move-4", {"compile": "eager"}),
+    ("hybrid/vmas.navigation", {"modes": "actuators-4", "with_hidden": True}),
+]
+TASKS = [*VMAS, *OTHERS, *FORAGING, *HYBRID]
 
-SAME_START = {"vmas/give_way": "its spawn noise is drawn once for all rows"}  # task -> why its rows start alike
+SAME_START = {"vmas/give_way": "its spawn noise is drawn once for all rows",
+              "hybrid/platform": "its start has no randomness"}  # task -> why its rows start alike
 N = 5
 
 

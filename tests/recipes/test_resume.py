@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import recipes.cooperative as recipe
+from suite.checkpoint import Checkpoints
 from suite.config import run_cli
 from tests.runs import differences, metrics, state, training
 
