@@ -31,9 +31,9 @@ class Config:
     """Options of the codec by name, e.g. latent_dim=3 relabel=none warmup=20000."""
 
     # environment
-    num_envs: int = 8
+    num_envs: int = 32
     """Parallel copies of the task."""
-    steps: int = 4
+    steps: int = 1
     """Steps per batch and copy. A batch has num_envs * steps frames, and as many updates after it."""
     max_steps: int | None = None
     """Horizon of an episode; None takes the task's own."""

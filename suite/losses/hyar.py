@@ -247,7 +247,7 @@ class HyARLoss(Loss):
     def metrics(self) -> dict[str, Tensor]:
         """Of this iteration: the shares that relabelling kept; error, mean width of the bounds, active dimensions.
 
-        The latter three of iterations that calibrated. And how far the embeddings are from where they began, on average.
+        The latter three if it calibrated. And how far embeddings are from where they began, on average.
         """
         noted, self.noted = self.noted, {}
         if not noted:
