@@ -1,5 +1,7 @@
 """Batched environments against the packages they follow, as `recipes.speed --environments` measures them.
 
+Hybrid tasks have no package that installs: their rivals are the same rules stepped one by one with NumPy.
+
     python -m recipes.speed_envs compile foraging/2s-9x9-3p-2f-coop 4096 4.0    # one subject, 4 seconds; prints a rate
 
 A step is one step of one environment, all its agents. Random actions are drawn beforehand. Foraging and warehouse
@@ -20,17 +22,18 @@ import torch
 from tqdm import tqdm
 
 from envs import make_env
-from envs.base import ACTION
 from recipes.speed_collect import timed
+from recipes.speed_packages import POOL, SCALAR, STEPS, package
 from recipes.speed_rounds import attempt, ratio
 
-POOL, STEPS, SECONDS = 16, 64, 4.0  # action batches in turn; steps per call where nothing ends; of measurement
+SECONDS = 4.0  # of measurement
 GRIDS, PARTICLES = (4096,), (64, 512)  # numbers of environments; below, task -> package, numbers, options
 TASKS: dict[str, tuple[str, tuple[int, ...], dict]] = {
     **dict.fromkeys(("foraging/2s-9x9-3p-2f-coop", "foraging/8x8-2p-2f-coop"), ("lbforaging", GRIDS, {})),
     **dict.fromkeys(("warehouse/tiny-2ag-hard", "warehouse/tiny-4ag-hard"), ("rware", GRIDS, {})),
     "particle/spread-3": ("vmas", PARTICLES, {"dialect": "vmas"}), "particle/navigation-4": ("vmas", PARTICLES, {}),
 }
+TASKS |= dict.fromkeys(SCALAR, ("numpy", GRIDS, {}))
 SUBJECTS = ("package", "eager", "compile")
 
 
@@ -39,67 +42,20 @@ def batched(task: str, num_envs: int, compile: bool) -> Callable[[], int]:
     package, _, options = TASKS[task]
     env = make_env(task, num_envs=num_envs, **options | ({"compile": True} if compile else {}))
     resets, taken = package != "vmas", 0
-    actions = [env.full_action_spec[ACTION].rand() for _ in range(POOL)]
+    count = env.max_steps if resets and task not in SCALAR else STEPS
+    actions = [{key: env.full_action_spec[key].rand() for key in env.action_keys} for _ in range(POOL)]
     env.reset_tensors()
 
     def run() -> int:
         nonlocal taken
-        for _ in range(count := env.max_steps if resets else STEPS):
-            done = env.step_tensors({ACTION: actions[taken % POOL]})["done"]
+        for _ in range(count):
+            done = env.step_tensors(actions[taken % POOL])["done"]
             taken += 1
             if resets and done.any():
                 env.reset_tensors(done.squeeze(-1))
         return count * num_envs
 
     return run
-
-
-def package(task: str, num_envs: int) -> Callable[[], int]:
-    """The package's environment: VMAS with the whole batch, the others one at a time with resets."""
-    ours = make_env(task, num_envs=1)
-    if task.startswith("particle"):
-        return _vmas({"spread": "simple_spread"}.get(name := task.split("/")[1].split("-")[0], name), num_envs)
-    env = _foraging(ours.rules, ours.max_steps) if task.startswith("foraging") else _warehouse(task)
-    actions = [ours.full_action_spec[ACTION].rand()[0].tolist() for _ in range(POOL)]
-    env.reset(seed=0)
-
-    def run() -> int:
-        for k in range(ours.max_steps):
-            *_, terminated, truncated, _ = env.step(actions[k % POOL])
-            if terminated or truncated:
-                env.reset()
-        return ours.max_steps
-
-    return run
-
-
-def _vmas(scenario: str, num_envs: int) -> Callable[[], int]:
-    import vmas
-
-    env = vmas.make_env(scenario, num_envs=num_envs, seed=0)
-    env.reset()
-    actions = [[torch.rand(num_envs, agent.action_size) * 2 - 1 for agent in env.agents] for _ in range(POOL)]
-
-    def run() -> int:
-        for k in range(STEPS):
-            env.step([action.clone() for action in actions[k % POOL]])
-        return STEPS * num_envs
-
-    return run
-
-
-def _foraging(rules, max_steps: int):
-    from lbforaging.foraging import ForagingEnv
-
-    return ForagingEnv(rules.players, rules.min_player_level, rules.max_player_level, rules.min_food_level, None,
-                       (rules.rows, rules.cols), rules.foods, rules.sight, max_steps, rules.force_coop)
-
-
-def _warehouse(task: str):
-    import gymnasium
-    import rware  # noqa: F401  (registers its tasks)
-
-    return gymnasium.make(f"rware-{task.split('/')[1]}-v2").unwrapped
 
 
 def section(rounds: int, tasks: tuple[str, ...] = tuple(TASKS), sizes: tuple[int, ...] = (),

@@ -1,8 +1,6 @@
-"""Point-mass and driving tasks with hybrid actions against the same rules stepped one environment at a time.
+"""Point-mass and driving tasks with hybrid actions stepped one environment at a time, to measure the batched against.
 
-    python -m recipes.speed_hybrid_points       # prints the rates and their ratios
-
-The scalar side is written the way such programs are: one object's numbers, an observation as a NumPy array per step, a
+It is written the way such programs are: one object's numbers, an observation as a NumPy array per step, a
 random action, a reset at an episode's end. Catch Point and Hard Move hold positions as NumPy arrays, as the particle
 world they come from; Moving holds plain numbers, as gym-hybrid does. ``plain=True`` leaves NumPy out of the first two.
 """
@@ -11,16 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from time import process_time
 
 import numpy as np
-import torch
-
-from envs import make_env
-from envs.base import CHOICE, PARAMS
-
-NUM_ENVS, POOL = 4096, 16
-TASKS = ("catch_point", "hard_move-4", "hard_move-10", "moving")
 
 
 class _Point:
@@ -110,36 +100,3 @@ def moving_steps(steps: int, seed: int) -> int:
         elif abs(x) > 1 or abs(y) > 1 or age > 200:
             reward, age = -1.0, None
     return steps
-
-
-def batched_rate(task: str, seconds: float = 2.0, num_envs: int = NUM_ENVS, compile: bool | str = False) -> float:
-    """Steps of one environment per CPU second; resets where episodes end, actions drawn beforehand."""
-    env = make_env(f"hybrid/{task}", num_envs=num_envs, compile=compile)
-    spec = env.full_action_spec
-    pool = [{key: spec[key].rand() for key in (CHOICE, PARAMS)} for _ in range(POOL)]
-    count, start = 0, None
-    while start is None or process_time() - start < seconds:
-        if count == 200:  # warm
-            start = process_time()
-        done = env.step_tensors(pool[count % POOL])["done"]
-        env.reset_tensors(done.squeeze(-1))
-        count += 1
-    return (count - 200) * num_envs / (process_time() - start)
-
-
-def scalar_rate(task: str, steps: int = 100_000, **options: bool) -> float:
-    """Steps per CPU second of the scalar side."""
-    name, _, n = task.partition("-")
-    run = {"catch_point": catch_point_steps, "hard_move": hard_move_steps, "moving": moving_steps}[name]
-    start = process_time()
-    return run(steps, 0, **({"n": int(n)} if n else {}), **options) / (process_time() - start)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for task in TASKS:
-        scalar, ours, fused = scalar_rate(task), batched_rate(task), batched_rate(task, compile=True)
-        plain = scalar if task == "moving" else scalar_rate(task, plain=True)
-        rates = (f"{name} {rate / 1e6:6.2f} M/s = {rate / scalar:5.0f} x ({rate / plain:4.0f} x)"
-                 for name, rate in (("batched", ours), ("compiled", fused)))
-        print(f"{task:12} scalar {scalar / 1e3:7.1f} k/s (without NumPy {plain / 1e3:7.1f}), {', '.join(rates)}")

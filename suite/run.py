@@ -143,7 +143,7 @@ class Run:
                 lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
             except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
                 lines.append(f"video    none: {error}")
-        if (self.path / "metrics" / "scalars" / "probe").exists():
+        if any((self.path / "metrics" / "scalars" / name).exists() for name in ("probe", "codec")):
             from suite.state_figures import draw_run  # matplotlib takes a second to import
 
             lines.append(f"figure   {draw_run(self.path)}")

@@ -1,4 +1,4 @@
-"""One picture of a run's state modelling: what its models predict, what its latent holds, against what needs no model.
+"""One picture of what a run represents: what its models predict, what its latent holds, how its action codec does.
 
 Drawn from the metrics that the run has logged, metrics/scalars/<name>.csv; panels without data are left out.
 """
@@ -87,6 +87,18 @@ PANELS = (
         Line("cvae/calibration", "student", MODEL),), level=1.0),
     Panel("Latent: use by the policy", "return", (
         Line("policy/z_use", "lost when shuffled", MODEL),), level=0.0),
+    Panel("Codec: reconstruction error", "error", (
+        Line("codec/param_error", "parameters, absolute", MODEL),
+        Line("codec/residual_share", "residual, of its variance", OTHER)), level=0.0),
+    Panel("Codec: residual error at calibration", "mean squared error", (
+        Line("codec/residual_error", "residual", MODEL),)),
+    Panel("Codec: latent", "dimensions", (Line("codec/active_dims", "active", MODEL),)),
+    Panel("Codec: bounds of the latent", "mean width", (Line("codec/bounds_width", "bounds", MODEL),)),
+    Panel("Codec: embeddings", "distance", (
+        Line("codec/embedding_distance", "mean", MODEL), Line("codec/embedding_distance_min", "nearest", OTHER),
+        Line("codec/table_movement", "moved since the start", MARGINAL)), level=0.0),
+    Panel("Codec: kept in relabelling", "share of samples", (
+        Line("codec/keep_discrete", "embedding", MODEL), Line("codec/keep_params", "latent", OTHER)), level=1.0),
 )
 
 # representations in the order of what they may know; the latents in colour, what needs none in grey
@@ -111,7 +123,8 @@ def read_curves(run: str | Path) -> dict[str, Series]:
 def draw_state(curves: Mapping[str, Series]) -> Figure | None:
     """A panel per group of metrics and one per probed variable; None if there is nothing to draw.
 
-    Curves are named as `suite.state_metrics` names them, under moa/, wm/, cvae/ and policy/. Probes are named
+    Curves are named as `suite.state_metrics` names them, under moa/, wm/, cvae/ and policy/, and as `HyARLoss` does,
+    under codec/. Probes are named
     probe/<representation> or probe/<variable>/<representation>, with _error for the standard error and "chance" for
     the score without features; their last values count.
     """

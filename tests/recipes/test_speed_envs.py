@@ -10,11 +10,13 @@ from recipes import speed_envs
 from recipes.speed import speed
 from recipes.speed_devices import cell
 from recipes.speed_devices import section as device_section
-from recipes.speed_envs import batched, package, row
+from recipes.speed_envs import batched, row
 from recipes.speed_graphs import Loop, carried, policy_actions, random_actions, rate
 from recipes.speed_graphs import worker as device_worker
+from recipes.speed_packages import STEPS, package
 
-FAMILIES = ("foraging/8x8-2p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4")
+FAMILIES = ("foraging/8x8-2p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4",
+            "hybrid/platform", "hybrid/goal", "hybrid/catch_point", "hybrid/hard_move-4", "hybrid/moving")
 
 
 # ---------------------------------------------------------------------- against the packages
@@ -22,10 +24,10 @@ FAMILIES = ("foraging/8x8-2p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spre
 @pytest.mark.parametrize("task", FAMILIES)
 def test_both_sides_are_stepped(task):
     name = speed_envs.TASKS[task][0]
-    steps = {"lbforaging": 50, "rware": 500, "vmas": speed_envs.STEPS}[name]
+    steps = {"lbforaging": 50, "rware": 500}.get(name, STEPS)
     assert batched(task, 2, compile=False)() == 2 * steps
     pytest.importorskip(name)
-    assert package(task, 2)() == (2 * steps if name == "vmas" else steps)
+    assert package(task, 2)() == {"vmas": 2 * steps, "numpy": 500}.get(name, steps)
 
 
 def test_ours_resets_only_where_the_package_does(monkeypatch):
