@@ -15,13 +15,13 @@ from recipes.speed_graphs import Loop, carried, policy_actions, random_actions, 
 from recipes.speed_graphs import worker as device_worker
 from recipes.speed_packages import STEPS, package
 
-FAMILIES = ("foraging/8x8-2p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4",
-            "hybrid/platform", "hybrid/goal", "hybrid/catch_point", "hybrid/hard_move-4", "hybrid/moving")
+FAMILIES = ("foraging/8x8-2p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4")
+HYBRID = ("hybrid/platform", "hybrid/goal", "hybrid/catch_point", "hybrid/hard_move-4", "hybrid/moving")
 
 
 # ---------------------------------------------------------------------- against the packages
 
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", [*FAMILIES, *HYBRID])
 def test_both_sides_are_stepped(task):
     name = speed_envs.TASKS[task][0]
     steps = {"lbforaging": 50, "rware": 500}.get(name, STEPS)
