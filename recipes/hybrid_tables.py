@@ -35,3 +35,13 @@ def reference() -> dict[str, dict[str, dict[str, Any]]]:
     """{task: {row: value and source}} of the published numbers."""
     return {task: {row: {"value": value, "source": SOURCE} for row, value in zip(ROWS, values, strict=False)}
             for task, values in PUBLISHED.items()}
+
+
+# several agents: one codec for all, a hybrid head, and a choice among fixed actions, on a task that all three can play
+_AGENTS = ["--max-steps", "50", "--eval-episodes", "32"]
+AGENT_TASKS = {"hybrid/vmas.navigation": [*_AGENTS, "--task-options", "n_agents=3"],
+               "hybrid/particle.spread-3": _AGENTS}
+AGENT_ROWS = {"HyAR-TD3": ["--algorithm", "td3", "--codec", "hyar", "--centralized", "--agent-id"],
+              "PATD3": ["--algorithm", "td3", "--codec", "none", "--centralized", "--agent-id"],
+              "PPO-hybrid": ["--algorithm", "ppo", "--codec", "none", "--centralized", "--agent-id"],
+              "PPO-discrete": ["--algorithm", "ppo", "--codec", "none", "--centralized", "--agent-id"]}

@@ -33,12 +33,20 @@ TASKS = {  # name: where it is made
 
 
 def make_hybrid(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
-                truncate: bool = True, **options: Any) -> BatchedEnv:
+                truncate: bool = True, levels: int | None = None, **options: Any) -> BatchedEnv:
     """N copies of the task ``name``; ``options`` are those of its maker.
+
+    Args:
+        levels: make it a task with discrete actions, in which every parameter takes one of that many values.
 
     Raises:
         ValueError: unknown name or option; lists what is allowed.
     """
+    if levels is not None:
+        from envs.hybrid.discretised import Discretised
+
+        return Discretised(make_hybrid(name, num_envs=num_envs, device=device, seed=seed, max_steps=max_steps,
+                                       truncate=truncate, **options), levels)
     if "." in name:
         from envs.hybrid.modes import make_modes
 

@@ -1,4 +1,7 @@
-"""The base of hybrid tasks: one agent, whose action is a choice and the continuous parameters of that choice."""
+"""The base of hybrid tasks: one agent, whose action is a choice and the continuous parameters of that choice.
+
+And the base of environments under another action space.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchrl.data import Categorical
+from torchrl.data import Categorical, TensorSpec
 
-from envs.base import CHOICE, OBSERVATION, PARAMS, SUCCESS, BatchedEnv, Tensors, hybrid
+from envs.base import CHOICE, GROUP, OBSERVATION, PARAMS, SUCCESS, BatchedEnv, Tensors, hybrid
 
 
 class Step(NamedTuple):
@@ -103,6 +107,52 @@ class HybridEnv(BatchedEnv):
 
     def _set_seed(self, seed: int | None) -> None:
         self.generator.manual_seed(0 if seed is None else seed)
+
+
+class OtherActions(BatchedEnv):
+    """An environment under another action space: a subclass implements `_translate`, all else is the inner one's.
+
+    Time limits are this one's. The inner environment is stepped by it alone.
+
+    Args:
+        action: spec of the actions, without the batch dimension.
+    """
+
+    def __init__(self, env: BatchedEnv, action: TensorSpec):
+        super().__init__(num_envs=env.num_envs, agent_names=env.group_map[GROUP], agent_types=env.agent_types,
+                         max_steps=env.max_steps, truncate=env.truncate, seed=0, device=env.device)
+        self.env, self.cheap_reset = env, env.cheap_reset
+        self.reward_is_shared = getattr(env, "reward_is_shared", False)
+        self.obs_dims, self.hidden_parts = env.obs_dims, env.hidden_parts
+        self.action_spec = self._in_group("action", action.to(self.device).expand(env.num_envs, *action.shape))
+        self.observation_spec = env.observation_spec.clone()
+        self.reward_spec, self.done_spec = env.full_reward_spec.clone(), env.full_done_spec.clone()
+
+    @abstractmethod
+    def _translate(self, actions: Tensors) -> Tensors:
+        """The inner environment's actions for those given here."""
+
+    def _restart(self, mask: Tensor | None) -> None:
+        self.env._restart(mask)
+
+    def _simulate(self, actions: Tensors) -> tuple[Tensor, ...]:
+        return self.env._simulate(self._translate(actions))
+
+    def _observe(self) -> Tensors:
+        return self.env._observe()
+
+    def _capture(self) -> dict[str, Any]:
+        return self.env._capture()
+
+    def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
+        self.env._restore(state, mask)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.env._set_seed(seed)
+
+    def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Picture of one row of the inner environment."""
+        return self.env.render_frame(env_index, size)
 
 
 def _where(mask: Tensor, new: NamedTuple, old: NamedTuple) -> NamedTuple:

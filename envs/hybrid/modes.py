@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from envs import make_env, suggestion
 from envs.base import ACTION, CHOICE, CONTROLLED, GROUP, PARAMS, BatchedEnv, Tensors, hybrid
+from envs.hybrid.base import OtherActions
 from envs.hybrid.point_mass import hard_motions
 
 COUNTS = (4, 6, 8, 10)  # of actuators
@@ -58,7 +58,7 @@ def modes_named(name: str, device: torch.device | str) -> Modes:
     return Modes((1,) * len(table), lambda choice, params: table[choice] * params)
 
 
-class HybridModes(BatchedEnv):
+class HybridModes(OtherActions):
     """An environment whose agents choose modes in place of pushes; all else is the inner environment's.
 
     Actions: ("agents", "action", "discrete") int64 [N, A] and ("agents", "action", "params") float32 [N, A, P], clamped
@@ -73,47 +73,19 @@ class HybridModes(BatchedEnv):
 
     def __init__(self, env: BatchedEnv, modes: Modes | str = "planar"):
         high = _largest_push(env)
-        super().__init__(num_envs=env.num_envs, agent_names=env.group_map[GROUP], agent_types=env.agent_types,
-                         max_steps=env.max_steps, truncate=env.truncate, seed=0, device=env.device)
-        self.env, self.high = env, high
-        self.modes = modes if isinstance(modes, Modes) else modes_named(modes, self.device)
-        self.reward_is_shared, self.cheap_reset = getattr(env, "reward_is_shared", False), env.cheap_reset
-        self.obs_dims, self.hidden_parts = env.obs_dims, env.hidden_parts
-        sizes = torch.tensor(self.modes.param_sizes, device=self.device)
-        width = max(self.modes.param_sizes)
+        modes = modes if isinstance(modes, Modes) else modes_named(modes, env.device)
+        sizes = torch.tensor(modes.param_sizes, device=env.device)
+        width = max(modes.param_sizes)
+        super().__init__(env, hybrid(len(sizes), width, env.n_agents))
+        self.high, self.modes = high, modes
         self.param_mask = torch.arange(width, device=self.device) < sizes.unsqueeze(-1)
-        action = hybrid(len(sizes), width, env.n_agents).to(self.device)
-        self.action_spec = self._in_group("action", action.expand(env.num_envs, *action.shape))
-        self.observation_spec = env.observation_spec.clone()
-        self.reward_spec, self.done_spec = env.full_reward_spec.clone(), env.full_done_spec.clone()
 
     def pushes(self, actions: Tensors) -> Tensor:
         """What the inner environment gets for hybrid ``actions``: [N, A, 2]."""
         return self.modes.motion(actions[CHOICE], actions[PARAMS].clamp(-1.0, 1.0)) * self.high
 
-    # ------------------------------------------------------------------ what the base asks for; limits are the base's
-
-    def _restart(self, mask: Tensor | None) -> None:
-        self.env._restart(mask)
-
-    def _simulate(self, actions: Tensors) -> tuple[Tensor, ...]:
-        return self.env._simulate({ACTION: self.pushes(actions)})
-
-    def _observe(self) -> Tensors:
-        return self.env._observe()
-
-    def _capture(self) -> dict[str, Any]:
-        return self.env._capture()
-
-    def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
-        self.env._restore(state, mask)
-
-    def _set_seed(self, seed: int | None) -> None:
-        self.env._set_seed(seed)
-
-    def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Picture of one row of the inner environment."""
-        return self.env.render_frame(env_index, size)
+    def _translate(self, actions: Tensors) -> Tensors:
+        return {ACTION: self.pushes(actions)}
 
 
 def _largest_push(env: BatchedEnv) -> Tensor:

@@ -76,6 +76,8 @@ HYBRID = [
                                           "particle.spread-3", "vmas.simple_spread", "platform", "goal", "hard_goal")),
     ("hybrid/hard_move-4", {"compile": "eager"}),
     ("hybrid/vmas.navigation", {"modes": "actuators-4", "with_hidden": True}),
+    ("hybrid/hard_goal", {"fixed_intervals": True}),
+    ("hybrid/particle.spread-3", {"levels": 3}),
 ]
 TASKS = [*VMAS, *OTHERS, *FORAGING, *HYBRID]
 
