@@ -1,8 +1,10 @@
-"""The table of hybrid actions as data: its rows and tasks, and the numbers of the paper beside them."""
+"""The tables of hybrid actions as data: rows and tasks, and the numbers of the paper beside them."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from recipes.table import Table
 
 ROWS = {name: ["--algorithm", algorithm, "--codec", codec] for name, algorithm, codec in (
     ("HPPO", "hppo", "none"), ("PADDPG", "ddpg", "none"), ("PDQN", "pdqn", "none"), ("HHQN", "hhqn", "none"),
@@ -37,11 +39,24 @@ def reference() -> dict[str, dict[str, dict[str, Any]]]:
             for task, values in PUBLISHED.items()}
 
 
-# several agents: one codec for all, a hybrid head, and a choice among fixed actions, on a task that all three can play
-_AGENTS = ["--max-steps", "50", "--eval-episodes", "32"]
-AGENT_TASKS = {"hybrid/vmas.navigation": [*_AGENTS, "--task-options", "n_agents=3"],
-               "hybrid/particle.spread-3": _AGENTS}
-AGENT_ROWS = {"HyAR-TD3": ["--algorithm", "td3", "--codec", "hyar", "--centralized", "--agent-id"],
-              "PATD3": ["--algorithm", "td3", "--codec", "none", "--centralized", "--agent-id"],
-              "PPO-hybrid": ["--algorithm", "ppo", "--codec", "none", "--centralized", "--agent-id"],
-              "PPO-discrete": ["--algorithm", "ppo", "--codec", "none", "--centralized", "--agent-id"]}
+# several agents: one codec or one hybrid head for all, or a choice among fixed actions, all with a central critic
+AGENT_TASKS = {task: ["--max-steps", "50", "--eval-episodes", "32"] for task in ("hybrid/vmas.navigation",
+                                                                                   "hybrid/particle.spread-3")}
+_SHARED = ["--centralized", "--agent-id"]
+_REPLAYED = ["--algorithm", "td3", "--updates-per-frame", "0.25", *_SHARED]
+AGENT_ROWS = {"HyAR-TD3": [*_REPLAYED, "--codec", "hyar", "--codec-options", "agent_id=True"],
+              "PATD3": [*_REPLAYED, "--codec", "none"], "PPO-hybrid": ["--algorithm", "ppo", *_SHARED],
+              "MAPPO-discretised": ["--algorithm", "mappo", "--agent-id", "--task-options", "levels=5", "--num-envs",
+                                    "16", "--steps", "128", "--minibatch-size", "256"]}
+AGENT_RECIPES = {"MAPPO-discretised": "recipes.cooperative"}
+AGENT_NOTES = ["Four modes for each agent: stay, push along an axis with a signed strength, push in a direction. "
+               "Discretised: five values of every parameter. Return is the mean over agents, greedy actions."]
+
+HYBRID = {
+    "hybrid": Table(title="Hybrid discrete-continuous actions (HyAR)", recipe="recipes.hybrid_actions", rows=ROWS,
+                    tasks=TASKS, frames=FRAMES, mode="success", evaluations=20, notes=NOTES, reference=reference()),
+    "hybrid_agents": Table(
+        title="Hybrid actions of several agents: a learned latent, a hybrid head, a choice among fixed actions",
+        recipe="recipes.hybrid_actions", recipes=AGENT_RECIPES, rows=AGENT_ROWS, tasks=AGENT_TASKS, frames=200_000,
+        notes=AGENT_NOTES),
+}

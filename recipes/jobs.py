@@ -56,7 +56,7 @@ class Job:
         return [
             sys.executable,
             "-m",
-            table.recipe,
+            table.recipe_of(self.row),
             *table.flags(self.row, self.task),
             "--seed",
             str(self.seed),
@@ -86,9 +86,9 @@ def run_job(job: Job) -> str:
 def random_return(table: str, task: str) -> float:
     """Mean return (or success) of uniformly random actions over 256 episodes: the zero of normalised scores."""
     chosen = TABLES[table]
-    recipe = import_module(chosen.recipe)
-    cfg = parse_cli(recipe.configure, recipe.Config, choosers=recipe.CHOOSERS, prog="",
-                    args=chosen.flags(next(iter(chosen.rows)), task))
+    row = next(iter(chosen.rows))
+    recipe = import_module(chosen.recipe_of(row))
+    cfg = parse_cli(recipe.configure, recipe.Config, choosers=recipe.CHOOSERS, prog="", args=chosen.flags(row, task))
     env = make_env(task, num_envs=256, seed=0, max_steps=cfg.max_steps, **cfg.task_options)
     specs = [env.full_action_spec[key] for key in env.action_keys]
 

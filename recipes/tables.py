@@ -2,43 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from recipes import hybrid_tables
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows and tasks of one table; a row or a task changes flags of the recipe."""
-
-    title: str
-    recipe: str
-    rows: dict[str, list[str]]
-    tasks: dict[str, list[str]]
-    frames: int | dict[str, int]
-    mode: Literal["sampled", "greedy", "success"] = "greedy"
-    notes: list[str] = field(default_factory=list)
-
-    evaluations: int = 10
-    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """{row: the tasks that it exists for}; other rows exist for all."""
-    reference: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """{task: {row: value and source}}: published numbers, shown beside ours."""
-
-    def has(self, row: str, task: str) -> bool:
-        """Whether the cell exists."""
-        return task in self.only.get(row, (task,))
-
-    def frames_of(self, task: str) -> int:
-        """Frames of one run on a task."""
-        return self.frames[task] if isinstance(self.frames, dict) else self.frames
-
-    def flags(self, row: str, task: str) -> list[str]:
-        """The recipe's flags of one cell, without seed and folder."""
-        return ["--task", task, *self.rows[row], *self.tasks[task], "--frames", str(self.frames_of(task)),
-                "--evaluations", str(self.evaluations)]
-
+from recipes.hybrid_tables import HYBRID
+from recipes.table import Table
 
 _FORAGING = ["foraging/2s-9x9-3p-2f-coop", "foraging/4s-11x11-3p-2f-coop", "foraging/2s-12x12-2p-2f-coop",
              "foraging/7s-20x20-5p-3f-coop"]
@@ -139,9 +104,4 @@ TABLES = {
                                         "observation_novelty=0.1"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled", notes=[_TEAM]),
-    "hybrid": Table(
-        title="Hybrid discrete-continuous actions (HyAR)",
-        recipe="recipes.hybrid_actions", rows=hybrid_tables.ROWS, tasks=hybrid_tables.TASKS,
-        frames=hybrid_tables.FRAMES, mode="success", evaluations=20, notes=hybrid_tables.NOTES,
-        reference=hybrid_tables.reference()),
-}
+} | HYBRID
