@@ -57,8 +57,8 @@ for _name in ("pdqn", "pdqn_td3"):
 _HYAR: dict[str, dict[str, Any]] = {
     "platform": {"warmup": 10_900}, "goal": {"warmup": 21_000, "memory": 2_000_000},
     "hard_goal": {"warmup": 20_200, "memory": 2_000_000},
-    "catch_point": {"warmup": 110_000, "embed_dim": 4, "latent_dim": 4},
-    "hard_move": {"warmup": 147_000}, "simple_move": {"warmup": 146_000, "refresh_every": 100},
+    "catch_point": {"warmup": 105_500, "embed_dim": 4, "latent_dim": 4},
+    "hard_move": {"warmup": 144_500}, "simple_move": {"warmup": 143_000, "refresh_every": 100},
 }
 
 

@@ -15,7 +15,7 @@ TASKS = {f"hybrid/{name}": [] for name in ("goal", "hard_goal", "platform", "cat
 FRAMES = {task: 200_000 if "platform" in task else 300_000 if "goal" in task else 1_000_000 for task in TASKS}
 NOTES = ["Success is the share of 100 (Platform, Goal) or 50 fresh greedy episodes that reach the goal, of the final "
          "policy. Frames are those of learning; HyAR's warm-up with random actions comes before (Platform 10,900, Goal "
-         "21,000, Catch Point 110,000, Hard Move 147,000 frames).",
+         "21,000, Catch Point 105,500, Hard Move 144,500 frames).",
          "Published numbers: Table 2 of Li et al. (ICLR 2022), five runs each; of Platform its mean return, which is "
          "below 1 for every episode that falls short of the end. Which evaluations it averages is not said."]
 SOURCE = "HyAR, ICLR 2022, Table 2"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from envs.hybrid import goal_rules, platform_rules
 from envs.hybrid.goal_rules import Goal
@@ -21,14 +19,6 @@ RED, ORANGE, WHITE, INK, GOLD = (0.80, 0.25, 0.20), (0.93, 0.58, 0.15), (1.0, 1.
     0.95, 0.76, 0.20)
 PITCH: tuple[Color, Color] = ((0.37, 0.62, 0.34), (0.41, 0.66, 0.37))
 PLATFORM_SIZE, GOAL_SIZE = (200, 800), (576, 448)  # (H, W) of pictures whose size is not given
-
-
-def one_row(state: NamedTuple, env_index: int) -> list[Tensor]:
-    """Row ``env_index`` of a state's tensors, without its dimension; ValueError if there is no such row."""
-    rows = len(state[0])
-    if not 0 <= env_index < rows:
-        raise ValueError(f"env_index must be in [0, {rows - 1}], got {env_index}")
-    return [value[env_index].cpu() for value in state]
 
 
 # ---------------------------------------------------------------------- Platform

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from envs.hybrid import goal_rules as rules
 from envs.hybrid.base import Step
-from envs.hybrid.drawing import draw_goal, one_row
+from envs.hybrid.drawing import draw_goal
 from envs.hybrid.goal_rules import Goal
 from envs.hybrid.macro import MacroEnv, macro_options, uniforms
 
@@ -70,7 +70,7 @@ class GoalEnv(MacroEnv):
 
     def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
         """Picture of one game, uint8 [H, W, 3]; ValueError if no such row."""
-        return draw_goal(Goal(*one_row(self.state, env_index)), size)
+        return draw_goal(self.row(env_index), size)
 
 
 def _sub_step(k: Tensor, work: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs import suggestion
 from envs.base import Tensors
-from envs.compiling import backend_of
+from envs.compiling import backend_of, one_graph
 from envs.hybrid.base import HybridEnv
 
 ASK_EVERY = {"cpu": 4}  # sub-steps between two questions whether a row is still going; a device must be waited for: 16
@@ -122,8 +122,7 @@ class MacroEnv(HybridEnv):
         super().__init__(**options)
         self.noise = torch.Generator(self.device)
         self.cut = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        move = masked(sub_step)
-        self.move = move if backend is None else _one_graph(move, backend, channels, self.device)
+        self.move = one_graph(masked(sub_step), backend, *example(channels, self.device), any_rows=True)
 
     def draw_keys(self) -> Tensor:
         """The keys of this step, int32 [2, N]."""
@@ -150,23 +149,11 @@ class MacroEnv(HybridEnv):
         self.turn, self.seed = 0, 0 if seed is None else seed
 
 
-def _one_graph(move: Move, backend: str, channels: int, device: torch.device) -> Move:
-    """``move`` compiled, now, so that a failure shows here and not later; for any number of rows, at least 2."""
-    example = (torch.zeros((), dtype=torch.int32, device=device), torch.ones(channels, FEW, device=device),
-               torch.zeros(2, FEW, dtype=torch.int32, device=device),
-               torch.ones(FEW, dtype=torch.bool, device=device), torch.zeros(FEW, dtype=torch.int32, device=device))
-    for tensor in example[1:]:
-        torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 1)
-
-    def graph(k: Tensor, work: Tensor, keys: Tensor, active: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return move(k, work, keys, active, count)
-
-    # torch.compile refuses a ninth graph of one code object: each environment of a process needs its own
-    graph.__code__ = graph.__code__.replace()
-    compiled = torch.compile(graph, backend=backend, fullgraph=True)  # dynamic=True would also make inputs of constants
-    with torch.no_grad():
-        compiled(*example)
-    return compiled
+def example(channels: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Inputs of a `Move`: the sub-step, the work of `FEW` rows, their keys, who is active, sub-steps done."""
+    return (torch.zeros((), dtype=torch.int32, device=device), torch.ones(channels, FEW, device=device),
+            torch.zeros(2, FEW, dtype=torch.int32, device=device), torch.ones(FEW, dtype=torch.bool, device=device),
+            torch.zeros(FEW, dtype=torch.int32, device=device))
 
 
 def macro_options(name: str, options: dict[str, Any], **switches: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.compiling import backend_of
 from envs.hybrid import check_options
 from envs.hybrid.base import Step
-from envs.hybrid.point_drawing import check_row, draw_point
+from envs.hybrid.point_drawing import draw_point
 from envs.hybrid.point_mass import PureRules
 
 DT, BRAKE, MAX_ACCELERATION, MAX_TURN = 0.005, 0.1, 0.5, math.pi / 2
@@ -147,8 +147,7 @@ class Driving(PureRules):
         Raises:
             ValueError: no such row.
         """
-        check_row(env_index, self.num_envs)
-        position, speed, heading, drift, target, _ = (x[env_index].tolist() for x in self.state)
+        position, speed, heading, drift, target, _ = (x.tolist() for x in self.row(env_index))
         return draw_point(position, target, RADIUS, size, motion=(speed * math.cos(drift), speed * math.sin(drift)),
                           tail=20 * DT, heading=heading, fenced=True)
 

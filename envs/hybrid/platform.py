@@ -23,7 +23,7 @@ from torch import Tensor
 
 from envs.hybrid import platform_rules as rules
 from envs.hybrid.base import Step
-from envs.hybrid.drawing import draw_platform, one_row
+from envs.hybrid.drawing import draw_platform
 from envs.hybrid.macro import MacroEnv, macro_options, normals
 from envs.hybrid.platform_rules import Platform
 
@@ -58,7 +58,7 @@ class PlatformEnv(MacroEnv):
 
     def render_frame(self, env_index: int = 0, size: tuple[int, int] | None = None) -> np.ndarray:
         """Picture of one game, uint8 [H, W, 3]; ValueError if no such row."""
-        return draw_platform(Platform(*one_row(self.state, env_index)), size)
+        return draw_platform(self.row(env_index), size)
 
 
 def _sub_step(k: Tensor, work: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,6 @@ RED: Color = (0.80, 0.25, 0.20)
 BODY = 0.05  # radius of the body that is drawn; in the rules it is a point
 
 
-def check_row(env_index: int, num_envs: int) -> None:
-    """Raise ValueError if there is no such row to draw."""
-    if not 0 <= env_index < num_envs:
-        raise ValueError(f"env_index must be in [0, {num_envs - 1}], got {env_index}")
-
-
 def draw_point(position: Sequence[float], target: Sequence[float], reach: float, size: tuple[int, int] | None = None, *,
                motion: Sequence[float] = (0.0, 0.0), tail: float = TAIL, heading: float | None = None,
                dots: tuple[int, int] | None = None, fenced: bool = False) -> np.ndarray:

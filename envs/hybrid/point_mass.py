@@ -20,7 +20,7 @@ from torch import Tensor
 from envs.compiling import backend_of, one_graph
 from envs.hybrid import check_options
 from envs.hybrid.base import HybridEnv, Step
-from envs.hybrid.point_drawing import check_row, draw_point
+from envs.hybrid.point_drawing import draw_point
 
 DT, DRAG, FORCE = 0.1, 0.25, 2.0  # seconds; share of the velocity lost in a step; of a full push, the mass is 1
 REACH, PRIZE = 0.2, 20.0  # distance that counts as arrived; what it pays
@@ -169,8 +169,7 @@ class PointMass(PureRules):
         Raises:
             ValueError: no such row.
         """
-        check_row(env_index, self.num_envs)
-        position, velocity, landmark, misses = (x[env_index].tolist() for x in self.state)
+        position, velocity, landmark, misses = (x.tolist() for x in self.row(env_index))
         return draw_point(position, landmark, REACH, size, motion=velocity,
                           dots=(misses, MISSES + 1) if self.counts_misses else None)
 

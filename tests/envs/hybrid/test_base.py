@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
+from envs import make_env
 from envs.base import CHOICE, OBSERVATION, PARAMS, REWARD
 from envs.hybrid import check_options
 from envs.hybrid.base import HybridEnv, Step
@@ -138,3 +139,12 @@ def test_options_that_do_not_exist_are_named():
     check_options("adding", {"speed": 1}, ["speed"])
     with pytest.raises(ValueError, match=r"hybrid/adding has no option 'sped'; it has \['speed'\]; did you mean 'spee"):
         check_options("adding", {"sped": 1}, ["speed"])
+
+
+def test_one_row_of_a_state():
+    env = make_env("hybrid/catch_point", num_envs=3)
+    row = env.row(2)
+    assert type(row) is type(env.state) and all(torch.equal(a, b[2]) for a, b in zip(row, env.state, strict=True))
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=rf"env_index must be in \[0, 2\], got {wrong}"):
+            env.row(wrong)

@@ -1,18 +1,10 @@
 """Pictures of Platform and Goal."""
 
 import numpy as np
-import pytest
 import torch
 
 from envs.hybrid import goal_rules, platform_rules
-from envs.hybrid.drawing import draw_goal, draw_platform, one_row
-
-
-def test_one_row():
-    state = platform_rules.start(3)._replace(x=torch.arange(3.0))
-    assert one_row(state, 2)[0].item() == 2.0 and one_row(state, 0)[0].ndim == 0
-    with pytest.raises(ValueError, match=r"env_index must be in \[0, 2\], got 3"):
-        one_row(state, 3)
+from envs.hybrid.drawing import draw_goal, draw_platform
 
 
 def changed(one, two):
@@ -22,7 +14,7 @@ def changed(one, two):
 
 
 def test_the_player_of_platform_is_drawn_where_it_is():
-    state = platform_rules.Platform(*one_row(platform_rules.start(1), 0))
+    state = platform_rules.Platform(*(x[0] for x in platform_rules.start(1)))
     there = draw_platform(state._replace(x=torch.tensor(600.0)))
     gone = draw_platform(state._replace(x=torch.tensor(-500.0)))
     first, last = changed(there, gone)
@@ -32,7 +24,7 @@ def test_the_player_of_platform_is_drawn_where_it_is():
 
 
 def test_the_ball_of_goal_is_drawn_where_it_is():
-    state = goal_rules.Goal(*one_row(goal_rules.start(torch.tensor([0.5])), 0))
+    state = goal_rules.Goal(*(x[0] for x in goal_rules.start(torch.tensor([0.5]))))
     away = state.place.clone()
     away[goal_rules.BALL] = torch.tensor([18.0, 8.0])
     first, last = changed(draw_goal(state), draw_goal(state._replace(place=away)))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from envs.compiling import one_graph
 from envs.hybrid import macro
-from envs.hybrid.macro import FEW, _one_graph, macro_options, masked, normals, run_sub_steps, uniforms
+from envs.hybrid.macro import FEW, example, macro_options, masked, normals, run_sub_steps, uniforms
 
 torch.set_num_threads(1)
 
@@ -97,7 +98,7 @@ def test_a_rows_numbers_depend_on_its_keys_alone():
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_one_graph_for_any_number_of_rows(backend):
-    graph = _one_graph(masked(countdown), backend, 3, torch.device("cpu"))
+    graph = one_graph(masked(countdown), backend, *example(3, torch.device("cpu")), any_rows=True)
     for rows in (40, 17, 300):
         times = torch.arange(1.0, rows + 1)
         work = torch.stack([times, 0 * times, 0 * times])
