@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -67,6 +68,7 @@ def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str
         module: of the recipe, for the printed commands; name: of the run below ``runs``.
         swap: the flags of the same run with another loss or codec.
     """
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # it reports every buffer that it fills for the first time
     plain = as_plain(cfg)  # before each process takes its own device
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
     run = Run(cfg.resume or cfg.run_dir or f"runs/{name}/seed{cfg.seed}", plain, resume=cfg.resume is not None,

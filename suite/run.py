@@ -109,7 +109,7 @@ class Run:
                 logger.log_scalar(name, value, step=frames)
         if "eval/return_greedy" in row:
             self.evaluations.append((frames, row["eval/return_greedy"]))
-        names = {"episode/return": "return", "eval/return": "eval"}
+        names = {"episode/return": "return", "eval/return": "eval", "eval/success": "success"}
         self.shown |= {short: row[name] for name, short in names.items() if name in row}
         text = {short: f"{value:.2f}" for short, value in self.shown.items()}
         if "time/update" in row:
@@ -136,7 +136,9 @@ class Run:
         lines = []
         if self.evaluations:
             (_, before), (frames, after) = self.evaluations[0], self.evaluations[-1]
-            lines.append(f"return   {before:.3f} -> {after:.3f} after {frames:,} frames (greedy, fresh episodes)")
+            reached = f", success {self.shown['success']:.0%}" if "success" in self.shown else ""
+            lines.append(f"return   {before:.3f} -> {after:.3f}{reached} after {frames:,} frames (greedy, fresh "
+                         f"episodes)")
         stopped = self._signal is not None  # not `stop_requested`: the other processes do not come here
         if video and trainer.evaluate is not None and not stopped:
             try:
@@ -147,7 +149,7 @@ class Run:
             from suite.state_figures import draw_run  # matplotlib takes a second to import
 
             lines.append(f"figure   {draw_run(self.path)}")
-        more = "" if stopped else f" --frames {2 * trainer.frames}"
+        more = "" if stopped else f" --frames {2 * self.config.get('frames', trainer.frames)}"
         resume = f"python -m {module} --resume {self.path}{more}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
                   f"resume   {resume if self.no_resume is None else f'not possible: {self.no_resume}'}",

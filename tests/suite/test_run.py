@@ -352,3 +352,11 @@ def test_the_previous_handlers_come_back(tmp_path):
         assert signal.getsignal(signal.SIGTERM) != before[0]
         raise RuntimeError("inside")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_conclude_prints_success_where_the_task_has_it(tmp_path, capsys):
+    run = finished(tmp_path / "r")
+    run.log({"eval/return_greedy": 3.0, "eval/success": 0.25}, frames=120)
+    run.conclude(Trained(Drawing()), video=False, module="recipes.x", swap="--loss y")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "return   0.000 -> 3.000, success 25% after 120 frames (greedy, fresh episodes)"
