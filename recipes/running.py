@@ -45,6 +45,8 @@ def assemble(cfg: Any, run: Run | MemoryRun, env: EnvBase, make_eval_env: Callab
         steps: per batch and environment; frames: of the whole run and all processes, rounded up to whole batches.
         weights: of reward terms. team: see `Trainer`.
     """
+    for update in parts.updates:
+        update.data.check(cfg.num_envs, steps)
     torch.manual_seed(cfg.seed + 1000 * distributed.rank())  # equal networks, different actions
     iterations = max(1, -(-frames // (cfg.num_envs * steps * distributed.world_size())))
     read = [*(key for loss in losses for key in loss.reward_keys), *(key for u in parts.updates for key in u.keys)]

@@ -27,6 +27,9 @@ class DataSource:
         """The same source with another number of passes."""
         raise NotImplementedError
 
+    def check(self, rows: int, steps: int) -> None:
+        """ValueError if batches [rows, steps] cannot be used; recipes ask before training."""
+
     @property
     def owner(self) -> DataSource:
         """The source that extends and saves what this one draws from."""
@@ -106,6 +109,10 @@ class Derived(DataSource):
 
     source: DataSource
 
+    def check(self, rows: int, steps: int) -> None:
+        """What the source behind it asks of batches."""
+        self.source.check(rows, steps)
+
     @property
     def owner(self) -> DataSource:
         """The source behind it."""
@@ -134,19 +141,20 @@ class FirstRows(Derived):
 
 @dataclass(eq=False)
 class Chunks(Derived):
-    """Another source of sequences, of rows cut into chunks of ``length`` steps: gradients of a memory end there.
-
-    Raises:
-        ValueError: the batch's steps are no multiple of the length.
-    """
+    """Another source of sequences, of rows cut into chunks of ``length`` steps: gradients of a memory end there."""
 
     length: int
+
+    def check(self, rows: int, steps: int) -> None:
+        """ValueError if the steps are no multiple of the length."""
+        if steps % self.length:
+            raise ValueError(f"chunks of {self.length} steps do not divide a batch of {steps} steps")
+        self.source.check(rows * steps // self.length, self.length)
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield what the source makes of the chunks [N T / length, length]."""
         rows, steps = batch.shape
-        if steps % self.length:
-            raise ValueError(f"chunks of {self.length} steps do not divide a batch of {steps} steps")
+        self.check(rows, steps)
         yield from self.source(batch.select(*keys).reshape(rows * steps // self.length, self.length), keys)
 
 
@@ -164,6 +172,10 @@ class PreviousBatches(DataSource):
     def with_epochs(self, epochs: int) -> PreviousBatches:
         """The same, without its memory, with another number of epochs."""
         return PreviousBatches(self.source.with_epochs(epochs), self.count)
+
+    def check(self, rows: int, steps: int) -> None:
+        """What the source asks of batches."""
+        self.source.check(rows, steps)
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield what the source makes of the batches before, joined along the environments."""

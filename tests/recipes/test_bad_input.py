@@ -87,6 +87,8 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dm=3"],
      r"unknown option of loss 'next_observation' 'latent_dm'; choose from \['coef', .*'latent_dim'.*mean 'latent_dim'"),
     ([*TOY, "--loss-options", "coef=3"], r"unknown option of loss 'none' 'coef'; choose from \[\]"),
+    ([*TOY, "--loss", "moa", "--loss-options", "memory=gru", "memory_chunk=3"],
+     "chunks of 3 steps do not divide a batch of 4 steps"),
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dim=0"],
      "latent_dim, epochs and lr must be positive, got 0"),
     ([*TOY, "--reward-weights", "style=1"], r"unknown reward term 'style'; choose from \['task'\]"),
