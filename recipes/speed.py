@@ -7,6 +7,7 @@
     python -m recipes.speed --environments                   # batched environments against lbforaging, rware, VMAS
     python -m recipes.speed --environments --device cuda     # the same on a GPU, eager, compiled, graphs
     python -m recipes.speed --state-models smpe moa          # what state models cost beside their baselines
+    python -m recipes.speed --hybrid                         # training on hybrid actions, against TorchRL's TD3Loss
 
 Every measurement runs in a fresh process with one thread; subjects take turns in rounds, and a ratio is taken inside
 one round. Printed: median of the rounds' ratios, with the smallest and largest.
@@ -19,7 +20,7 @@ from pathlib import Path
 import tyro
 
 from envs import resolve_device
-from recipes import speed_devices, speed_envs, speed_state_models
+from recipes import speed_devices, speed_envs, speed_hybrid, speed_state_models
 from recipes.presets import COST_STUDIES
 from recipes.speed_loop import MODES, TASKS, loop
 from recipes.speed_sections import collection, make_environment, training
@@ -28,8 +29,9 @@ from suite.config import check_names, check_positive, run_cli
 
 def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, iterations: int = 5,
           collect: bool = True, device: str | None = None, environments: bool = False,
-          state_models: tuple[str, ...] = (), tasks: tuple[str, ...] = (), envs: tuple[int, ...] = (),
-          steps: int = 100, modes: tuple[str, ...] = (), seconds: float | None = None) -> None:
+          state_models: tuple[str, ...] = (), hybrid: bool = False, tasks: tuple[str, ...] = (),
+          envs: tuple[int, ...] = (), steps: int = 100, modes: tuple[str, ...] = (),
+          seconds: float | None = None) -> None:
     """Measure and print.
 
     Args:
@@ -41,6 +43,7 @@ def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, ite
         device: measure the whole loop, or the environments, on this device: cuda, or cpu with small sizes.
         environments: measure environments alone: against their packages, or on a device.
         state_models: measure the training of these losses against their baselines, time and memory.
+        hybrid: measure training on hybrid actions.
         tasks: tasks of the loop or of the environments; none given takes the section's own.
         envs: numbers of environments; none given takes the section's own (the loop: 4096 and 32768).
         steps: steps per batch of the loop.
@@ -52,6 +55,8 @@ def speed(*, rounds: int = 3, benchmarl: str | None = None, epochs: int = 4, ite
     check_names("state model", state_models, COST_STUDIES)
     if state_models:
         lines = speed_state_models.section(rounds, state_models)
+    elif hybrid:
+        lines = speed_hybrid.section(rounds, seconds or speed_hybrid.SECONDS)
     elif device is not None:
         kind = resolve_device(device).type
         modes = modes or tuple(mode for mode in MODES if kind == "cuda" or mode != "graphs")

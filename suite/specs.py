@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, MultiCategorical
+from torchrl.data import Bounded, Categorical, MultiCategorical, TensorSpec
 from torchrl.envs import EnvBase
 
 GROUP = "agents"
@@ -87,7 +87,7 @@ class Specs:
             )
         action = env.full_action_spec[ACTION]
         params = getattr(env, "param_mask", None)
-        action = action if params is None else env.full_action_spec[PARAMS]
+        action = action if params is None else _scaled(env.full_action_spec[PARAMS])
         n_agents, obs_dim = observations[OBSERVATION].shape[-2:]
         common = dict(n_agents=n_agents, obs_dim=obs_dim, has_mask=ACTION_MASK in keys, param_mask=params,
                       agent_types=tuple(getattr(env, "agent_types", (0,) * n_agents)),
@@ -110,6 +110,17 @@ class Specs:
             return cls(action_dim=width, discrete=False, low=low, high=high,
                        action_mask=_unpadded(sizes, width, action.device), **common)
         raise ValueError(f"unsupported action spec {type(action).__name__}; Categorical and Bounded are supported")
+
+
+def _scaled(params: TensorSpec) -> TensorSpec:
+    """The spec of a hybrid action's parameters; ValueError unless they are bounded by -1 and 1."""
+    low, high = (getattr(params.space, name, None) for name in ("low", "high"))
+    if low is None or (low != -1).any() or (high != 1).any():
+        found = "none" if low is None else f"{low.unique().tolist()} and {high.unique().tolist()}"
+        raise ValueError("the parameters of hybrid actions must be scaled to [-1, 1] by the environment, with -1 as "
+                         f"the lower bound and 1 as the upper one; the bounds of this task are {found}"
+                         + ("" if low is None or (low < high).all() else ", which are inverted"))
+    return params
 
 
 def _unpadded(sizes: Sequence[int] | None, width: int, device: torch.device | None) -> Tensor | None:

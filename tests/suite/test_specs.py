@@ -124,3 +124,20 @@ def test_who_is_visible_and_who_acts():
 def test_whole_episodes_have_the_hidden_parts_of_what_they_hold():
     env = make_env("foraging/2s-8x8-3p-2f-coop", num_envs=2, with_hidden=True)
     assert Specs.from_env(WholeEpisodes(env)).hidden_parts == env.hidden_parts != ()
+
+
+@pytest.mark.parametrize("low, high, words", [(-1.0, 2.0, r"are \[-1.0\] and \[2.0\]$"), (0.0, 1.0, r"\[0.0\] and"),
+                                              (1.0, -1.0, r"\[1.0\] and \[-1.0\], which are inverted")])
+def test_hybrid_parameters_that_are_not_scaled(low, high, words):
+    env = make_env("hybrid/catch_point", num_envs=2)
+    spec = env.full_action_spec.clone()
+    spec["agents", "action", "params"] = Bounded(low, high, spec["agents", "action", "params"].shape)
+    env.action_spec = spec
+    with pytest.raises(ValueError, match=words):
+        Specs.from_env(env)
+
+
+def test_hybrid_specs():
+    specs = Specs.from_env(make_env("hybrid/goal", num_envs=2))
+    assert specs.param_mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert specs.action_dim == 2 and not specs.discrete and specs.low.tolist() == [[-1.0, -1.0]]
