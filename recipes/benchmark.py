@@ -41,6 +41,7 @@ def write_info(name: str, results: str, seeds: int) -> None:
         "hardware": before.get("hardware", f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run"),
         "versions": before.get("versions", versions()),
         "mode": table.mode,
+        "last": table.last,
         "frames": table.frames,
         "rows": list(table.rows),
         "tasks": list(table.tasks),

@@ -23,6 +23,8 @@ class Table:
     """{row: the tasks that it exists for}; other rows exist for all."""
     reference: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """{task: {row: value and source}}: published numbers, shown beside ours."""
+    last: int = 1
+    """A run's score is the mean of that many last evaluations."""
     recipes: dict[str, str] = field(default_factory=dict)
     """{row: its recipe} where it is not the table's."""
 

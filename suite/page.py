@@ -68,7 +68,8 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     out = [
         ("Success" if info.mode == "success" else "Return",
          ("share of episodes that reach the goal, greedy" if info.mode == "success" else info.mode) + " actions"
-         + f", {episodes} episodes per evaluation" * bool(episodes)),
+         + f", {episodes} episodes per evaluation" * bool(episodes)
+         + f", mean of the last {info.last} evaluations" * (info.last > 1)),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
         ("Wall time per run, median", _minutes(summary)),
         ("Command", info.command),

@@ -54,6 +54,7 @@ class Info:
     """What table.json says; ``rows`` and ``tasks`` fix the order and name planned cells, both may be left out.
 
     ``cell_command`` is the command of one cell, in which {row} and {task} are replaced; without it ``command`` stands.
+    ``last``: a run's score is the mean of that many last evaluations.
     """
 
     title: str
@@ -68,16 +69,21 @@ class Info:
     rows: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     cell_command: str = ""
+    last: int = 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row on one task: {seed: evaluations by frames}; ``superseded`` lines were replaced."""
+    """The runs of one row on one task: {seed: evaluations by frames}; ``superseded`` lines were replaced.
+
+    ``last``: see `Info`.
+    """
 
     runs: dict[int, list[Evaluation]]
     mode: str
     target: int
     superseded: int = 0
+    last: int = 1
 
     def series(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames and returns (or successes, as the mode says) of one seed."""
@@ -86,8 +92,8 @@ class Cell:
 
     @property
     def finals(self) -> np.ndarray:
-        """Return (or success) of the final policy of every seed, [seeds]."""
-        return np.array([self.series(seed)[1][-1] for seed in self.runs])
+        """Return (or success) of the final policy, or mean of the last few, of every seed, [seeds]."""
+        return np.array([self.series(seed)[1][-self.last:].mean() for seed in self.runs])
 
     @property
     def incomplete(self) -> dict[int, int]:
@@ -178,7 +184,7 @@ def _parse(values: Sequence[str], where: str) -> Evaluation:
     return Evaluation(*out)
 
 
-def read_cell(path: Path, mode: str, target: int) -> Cell:
+def read_cell(path: Path, mode: str, target: int, last: int = 1) -> Cell:
     """The runs of one CSV file; a malformed line is a ValueError that names file and line."""
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), strict=True))
@@ -196,7 +202,7 @@ def read_cell(path: Path, mode: str, target: int) -> Cell:
             raise ValueError(f"{path}:{number}: {COLUMNS[mode]} is not measured, but table.json shows mode {mode!r}")
         runs[row.seed] = [*(r for r in runs.get(row.seed, []) if r.frames < row.frames), row]
     kept = sum(map(len, runs.values()))
-    return Cell(dict(sorted(runs.items())), mode, target, superseded=len(lines) - 1 - kept)
+    return Cell(dict(sorted(runs.items())), mode, target, superseded=len(lines) - 1 - kept, last=last)
 
 
 def _all(kind: type, check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -219,7 +225,7 @@ def _source(value: Any) -> bool:
 CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("title", "command", "hardware", "cell_command"), _text),
     **dict.fromkeys(("notes", "rows", "tasks"), _all(list, _text)),
-    "mode": lambda value: value in MODES,
+    "mode": lambda value: value in MODES, "last": lambda value: type(value) is int and value > 0,
     "frames": lambda value: _all(dict, lambda n: type(n) is int and n > 0)(
         value if type(value) is dict else {"": value}),
     "versions": _all(dict, _text), "random": _all(dict, _number), "reference": _all(dict, _all(dict, _source)),
@@ -263,7 +269,7 @@ def read_table(folder: Path) -> Table:
     target = info.frames if isinstance(info.frames, dict) else dict.fromkeys(tasks, info.frames)
     if lost := [task for task in tasks if task not in target]:
         raise ValueError(f"{folder / 'table.json'}: frames has no target for {lost}, only for {sorted(target)}")
-    cells = {key: read_cell(path, info.mode, target[key[0]]) for key, path in names.items()}
+    cells = {key: read_cell(path, info.mode, target[key[0]], info.last) for key, path in names.items()}
     return Table(folder.name, folder, info, tasks, rows, {key: cell for key, cell in cells.items() if cell.runs})
 
 

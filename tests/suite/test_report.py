@@ -151,3 +151,17 @@ def test_command_line_prints_no_traceback(tmp_path):
     done = subprocess.run([sys.executable, "-m", "suite.report", str(tmp_path / "none")], cwd=ROOT, text=True,
                           capture_output=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith("error: no folder") and "Traceback" not in done.stderr
+
+
+def test_a_score_may_be_the_mean_of_the_last_evaluations(tmp_path):
+    """0, 2, 6 and 8: the last is 8, the mean of the last three 16 / 3; a run with fewer takes all it has."""
+    write(tmp_path, {}, last=3)
+    lines = [line for value, line in zip((0, 2, 6, 8), run(0, 8, frames=(0, 25, 75, 100)), strict=True)
+             if line.return_sampled == value]
+    results.append_rows(tmp_path, "a", "x", "t/a", lines)
+    results.append_rows(tmp_path, "a", "x", "t/a", run(1, 4))
+    table = table_of(tmp_path)
+    np.testing.assert_allclose(table.cells["t/a", "x"].finals, [16 / 3, 2.0])
+    assert "mean of the last 3 evaluations" in report.markdown([report.summarise(table)])
+    write(tmp_path, {}, last=1)
+    np.testing.assert_allclose(table_of(tmp_path).cells["t/a", "x"].finals, [8.0, 4.0])

@@ -81,7 +81,7 @@ def test_other_files_are_named(tmp_path, content):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"mode": "best"}, r"mode is 'best', expected one of \('sampled', 'greedy', 'success'\)"),
-    ({"frames": 0}, "frames is 0"),
+    ({"frames": 0}, "frames is 0"), ({"last": 0}, "last is 0"), ({"last": 2.5}, "last is 2.5"),
     ({"frames": {"t/b": 5}}, "frames has no target for"),
     ({"notes": "a note"}, "notes is 'a note'"),
     ({"random": {"t/a": float("nan")}}, "random is"),
