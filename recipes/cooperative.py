@@ -22,7 +22,7 @@ from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
 from recipes.running import assemble, check_resume, launch
 from suite import distributed
-from suite.config import as_flags, check_choice, check_names, from_plain, parse_cli, run_cli
+from suite.config import as_flags, check_choice, check_names, check_options, from_plain, parse_cli, run_cli
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun, Run, stored_run
 from suite.schedules import LinearDecay
@@ -87,7 +87,7 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
 def make_loss(cfg: Config, specs: Specs):
     """The state-modelling loss by name, with its options; a wrong option is refused with the right ones."""
     loss = STATE_MODELS[cfg.loss]
-    check_names(f"option of loss {cfg.loss!r}", cfg.loss_options, loss.option_names())
+    check_options(f"loss {cfg.loss!r}", cfg.loss_options, loss)
     return loss(specs, **cfg.loss_options).to(cfg.device)
 
 

@@ -15,13 +15,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads s
 import torch
 
 from envs import make_env
-from recipes.hybrid_checks import check_config, check_used
+from recipes.hybrid_checks import check_config, check_specs, check_used, never_learns
 from recipes.hybrid_compositions import COMPOSITIONS
 from recipes.hybrid_config import Config
-from recipes.hybrid_presets import ALGORITHMS, overrides
+from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, overrides
 from recipes.running import assemble, check_resume, launch
 from suite import distributed
-from suite.config import as_flags, check_names, from_plain, parse_cli, run_cli
+from suite.config import as_flags, check_options, from_plain, parse_cli, run_cli
 from suite.losses import Loss
 from suite.losses.codecs import CODECS
 from suite.run import MemoryRun, Run, stored_run
@@ -37,7 +37,7 @@ def configure(chosen: dict[str, str]) -> Config:
         return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
                                    overwrite=False)
     algorithm = chosen.get("algorithm", Config.algorithm)
-    usual = Config.codec if algorithm == Config.algorithm else "none"
+    usual = Config.codec if algorithm in ANY_CODEC else "none"
     return Config(**overrides(algorithm, chosen.get("codec", usual), chosen.get("task", Config.task)))
 
 
@@ -55,24 +55,20 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     common = dict(device=cfg.device, max_steps=cfg.max_steps, truncate=cfg.truncate, **cfg.task_options)
     env = make_env(cfg.task, num_envs=cfg.num_envs, seed=cfg.seed + 1000 * distributed.rank(), **common)
     specs = Specs.from_env(env)
-    if specs.param_mask is None:
-        raise ValueError(f"{cfg.task!r} has {'discrete' if specs.discrete else 'continuous'} actions, not hybrid ones: "
-                         f"take a hybrid task (hybrid/platform), give a continuous one modes "
-                         f"(hybrid/{cfg.task.replace('/', '.')}), or train with python -m recipes.cooperative")
+    check_specs(cfg, specs)
     check_used(cfg, untouched(cfg))
     codec = make_codec(cfg, specs)
     parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, specs, codec)
-    frames = cfg.frames + codec.warmup
-    for remark in codec.plan(frames):
-        warnings.warn(f"codec {cfg.codec!r}: {remark}", stacklevel=2)
+    for remark in (*codec.plan(cfg.frames), *never_learns(cfg, codec.warmup)):
+        warnings.warn(remark, stacklevel=2)
     return assemble(cfg, run, env, lambda episodes, seed: make_env(cfg.task, num_envs=episodes, seed=seed, **common),
-                    parts, [codec], steps=cfg.steps, frames=frames, weights={"task": 1.0}, team=cfg.team_reward)
+                    parts, [codec], steps=cfg.steps, frames=cfg.frames, weights={"task": 1.0}, team=cfg.team_reward)
 
 
 def make_codec(cfg: Config, specs: Specs) -> Loss:
     """The codec by name, with its options; a wrong option is refused with the right ones."""
     codec = CODECS[cfg.codec]
-    check_names(f"option of codec {cfg.codec!r}", cfg.codec_options, codec.option_names())
+    check_options(f"codec {cfg.codec!r}", cfg.codec_options, codec)
     return codec(specs, **cfg.codec_options).to(cfg.device)
 
 
@@ -80,8 +76,7 @@ def swap_flags(cfg: Config) -> str:
     """The flags of this run with another codec, quoted for a shell."""
     other = "none" if cfg.codec != "none" else "hyar"
     algorithm = cfg.algorithm if other == "none" or cfg.algorithm in ("td3", "ddpg") else "td3"
-    swapped = Config(**overrides(algorithm, other, cfg.task) | {"seed": cfg.seed, "frames": cfg.frames,
-                                                               "task_options": cfg.task_options})
+    swapped = Config(**overrides(algorithm, other, cfg.task) | {"seed": cfg.seed, "task_options": cfg.task_options})
     return shlex.join(as_flags(swapped, untouched(swapped), always=("task", "codec", "algorithm")))
 
 

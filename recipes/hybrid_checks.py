@@ -8,6 +8,7 @@ from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS
 from recipes.running import check_task_options, check_unread, check_words, no_resume
 from suite.config import check_positive
+from suite.specs import Specs
 
 # fields that only some compositions read; giving them to another is refused, not ignored
 REPLAY = ("tau", "critic_tau", "smoothing", "policy_delay", "buffer_size", "first_update", "updates_per_frame",
@@ -37,8 +38,13 @@ def check_config(cfg: Config) -> None:
         raise ValueError(f"exploration falls from exploration_start {cfg.exploration_start} to exploration_end "
                          f"{cfg.exploration_end}, but 0 <= exploration_end <= exploration_start"
                          f"{' <= 1' if most == 1 else ''} is needed")
-    if ALGORITHMS[cfg.algorithm][0] != "on_policy" and not cfg.first_update <= cfg.buffer_size:
-        raise ValueError(f"buffer_size {cfg.buffer_size} holds fewer frames than first_update {cfg.first_update} needs")
+    if ALGORITHMS[cfg.algorithm][0] != "on_policy":
+        if cfg.minibatch_size > cfg.first_update:
+            raise ValueError(f"minibatch_size {cfg.minibatch_size} is more than first_update {cfg.first_update}, the "
+                             f"frames that the first update waits for")
+        if cfg.first_update > cfg.buffer_size:
+            raise ValueError(f"buffer_size {cfg.buffer_size} holds fewer frames than first_update {cfg.first_update} "
+                             f"needs")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
     if cfg.resume and (reason := no_resume(cfg)):
@@ -50,3 +56,26 @@ def check_used(cfg: Config, default: Config) -> None:
     """ValueError if a field differs from its default that this algorithm does not read."""
     unread = dict.fromkeys(UNREAD[ALGORITHMS[cfg.algorithm][0]], f"algorithm {cfg.algorithm!r}")
     check_unread(cfg, default, unread)
+
+
+def check_specs(cfg: Config, specs: Specs) -> None:
+    """ValueError for a task without hybrid actions, or with what no algorithm here knows."""
+    if specs.alive:
+        raise ValueError(f"no algorithm for hybrid actions knows agents that leave early, as those of {cfg.task!r} do")
+    if specs.param_mask is not None:
+        return
+    if "levels" in cfg.task_options:
+        raise ValueError(f"levels make {cfg.task!r} a task with discrete actions: leave them out, or train with python "
+                         f"-m recipes.cooperative")
+    kind = "discrete" if specs.discrete else "continuous"
+    modes = "" if specs.discrete else f", give it modes (hybrid/{cfg.task.replace('/', '.')})"
+    raise ValueError(f"{cfg.task!r} has {kind} actions, not hybrid ones: take a hybrid task (hybrid/platform){modes}, "
+                     f"or train with python -m recipes.cooperative")
+
+
+def never_learns(cfg: Config, warmup: int) -> list[str]:
+    """A sentence of warning if the run ends before the first update."""
+    left = cfg.frames - warmup
+    if ALGORITHMS[cfg.algorithm][0] == "on_policy" or not 0 <= left < cfg.first_update:
+        return []
+    return [f"{left} frames of learning are fewer than the first_update {cfg.first_update}: no update will be made"]

@@ -66,7 +66,7 @@ def pdqn(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     params = make_param_network(specs, {}, cells=cfg.actor_cells, pass_through=fixed, **sizes)
     q = make_hybrid_q(specs, {}, cells=cfg.critic_cells, heads=2 if "td3" in cfg.algorithm else 1,
                       multipass=cfg.multipass, **sizes)
-    value = PDQNValueLoss(params, q, gamma=cfg.gamma).to(cfg.device)
+    value = PDQNValueLoss(params, q, gamma=cfg.gamma, has_mask=specs.has_mask).to(cfg.device)
     policy = PDQNParamsLoss(params, q, inverting=cfg.inverting)
     updates = _updates(cfg, {"critic": value, "actor": policy}, _replay(cfg, [*value.in_keys, *policy.in_keys], codec),
                        value.targets(tau_q=cfg.critic_tau, tau_params=cfg.tau), codec)
@@ -87,7 +87,12 @@ def on_policy(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     trust = dict(clip=cfg.clip, entropy_coef=cfg.entropy_coef)
     policy = HybridPolicyLoss(actor, **trust) if factorised else PolicyLoss(actor, **trust)
     losses = {"actor": policy, "critic": ValueLoss(critic, clip=None, kind="l2")}
-    updates = [Update(cfg.algorithm, losses, Minibatches(cfg.epochs, cfg.minibatch_size), **_optimisation(cfg))]
+    passes = {"actor": cfg.actor_epochs or cfg.epochs, "critic": cfg.epochs}
+    names = dict.fromkeys(passes, cfg.algorithm) if len({*passes.values()}) == 1 else {
+        part: f"{cfg.algorithm}_{part}" for part in passes}
+    updates = [Update(name, {part: losses[part] for part in passes if names[part] == name},
+                      Minibatches(passes[next(part for part in passes if names[part] == name)], cfg.minibatch_size),
+                      **_optimisation(cfg)) for name in dict.fromkeys(names.values())]
     return Parts(actor, actor, updates, estimators=[returns])
 
 

@@ -22,7 +22,7 @@ class Config:
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 200_000
-    """Environment frames of learning (one step of one environment is one frame); a codec's warm-up comes before."""
+    """Environment frames in all (one step of one environment is one frame), a codec's warm-up included."""
     device: str = "cpu"
     """cpu, cuda or cuda:<n>."""
     task_options: Options = field(default_factory=dict)
@@ -103,6 +103,8 @@ class Config:
     # on-policy algorithms: ppo, hppo
     epochs: int = 10
     """Passes over each batch."""
+    actor_epochs: int | None = None
+    """Passes of the actor; None: epochs."""
     clip: float = 0.2
     """PPO's clipping."""
     gae_lambda: float = 0.95

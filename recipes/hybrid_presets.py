@@ -28,17 +28,17 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "pdqn_td3": ("pdqn", _PDQN),
     "ppo": ("on_policy", _PPO),
     "hppo": ("on_policy", _PPO | {"num_envs": 1, "steps": 50, "minibatch_size": 50, "lr": 1e-4, "entropy_coef": 0.0,
+                                  "actor_epochs": 2,
                                   "max_grad_norm": None, "critic_max_grad_norm": None, "init": "default",
                                   "activation": "relu", "checkpoint_every": 500}),
 }
 ANY_CODEC = ("td3", "ddpg")
 LATENT = {"td3": {}, "ddpg": _DDPG | {"lr": 1e-4, "critic_lr": 1e-3, "max_grad_norm": 1.0}}  # with a learned codec
 
-_MOVE = {"frames": 1_000_000, "buffer_size": 1_000_000, "eval_episodes": 50}
+_MOVE = {"frames": 1_000_000, "eval_episodes": 50}
 _GOAL = {"frames": 300_000}
 TASKS: dict[str, dict[str, Any]] = {"platform": {"frames": 200_000}, "goal": _GOAL, "hard_goal": _GOAL,
-                                    "catch_point": _MOVE | {"buffer_size": 100_000}, "simple_move": _MOVE,
-                                    "hard_move": _MOVE}
+                                    "catch_point": _MOVE, "simple_move": _MOVE, "hard_move": _MOVE}
 _SLOW = {"gamma": 0.9, "lr": 1e-4, "tau": 0.001}
 # of one algorithm on one task, besides
 SPECIAL: dict[tuple[str, str, str], dict[str, Any]] = {
@@ -46,12 +46,15 @@ SPECIAL: dict[tuple[str, str, str], dict[str, Any]] = {
     ("hyar", "ddpg", "hard_goal"): _SLOW,
     ("hyar", "ddpg", "catch_point"): {"buffer_size": 1_000_000},
     ("hyar", "ddpg", "simple_move"): {"buffer_size": 1_000_000},
+    ("hyar", "ddpg", "hard_move"): {"buffer_size": 1_000_000},
+    ("hyar", "td3", "hard_move"): {"buffer_size": 1_000_000},
 }
 for _name in ("pdqn", "pdqn_td3"):
     SPECIAL["none", _name, "platform"] = {"gamma": 0.9, "max_grad_norm": 10.0, "critic_max_grad_norm": 10.0,
-                                          "buffer_size": 10_000, "first_update": 500}
+                                          "buffer_size": 10_000, "first_update": 500, "pass_through": True}
     for _task in ("goal", "hard_goal"):
-        SPECIAL["none", _name, _task] = {"lr": 1e-5, "critic_tau": 0.1, "buffer_size": 20_000}
+        SPECIAL["none", _name, _task] = {"lr": 1e-5, "critic_tau": 0.1, "buffer_size": 20_000,
+                                         "pass_through": _task == "goal"}
 
 # warm-ups of the learned codec in frames: as many as its episodes of random actions had on average
 _HYAR: dict[str, dict[str, Any]] = {
@@ -76,5 +79,7 @@ def overrides(algorithm: str, codec: str, task: str) -> dict[str, Any]:
                          f"{list(ANY_CODEC)} with codec {codec!r}")
     own = ALGORITHMS[algorithm][1] if codec == "none" else LATENT[algorithm]
     options = {"codec_options": _HYAR.get(kind(task), {})} if codec == "hyar" else {}
+    if codec == "hyar" and kind(task) in TASKS:  # the published steps come after the warm-up
+        options["frames"] = TASKS[kind(task)]["frames"] + _HYAR[kind(task)]["warmup"]
     return (own | TASKS.get(kind(task), {}) | SPECIAL.get((codec, algorithm, kind(task)), {}) | options
             | {"algorithm": algorithm, "codec": codec, "task": task})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.hybrid_presets import overrides
 from recipes.table import Table
 
 ROWS = {name: ["--algorithm", algorithm, "--codec", codec] for name, algorithm, codec in (
@@ -12,11 +13,13 @@ ROWS = {name: ["--algorithm", algorithm, "--codec", codec] for name, algorithm, 
     ("HHQN-TD3", "hhqn_td3", "none"), ("HyAR-TD3", "td3", "hyar"), ("PPO", "ppo", "none"))}
 TASKS = {f"hybrid/{name}": [] for name in ("goal", "hard_goal", "platform", "catch_point", "hard_move-4", "hard_move-6",
                                            "hard_move-8", "hard_move-10")}
-FRAMES = {task: 200_000 if "platform" in task else 300_000 if "goal" in task else 1_000_000 for task in TASKS}
-NOTES = ["Success is the share of 100 (Platform, Goal) or 50 fresh greedy episodes that reach the goal. Frames are those of learning; HyAR's warm-up with random actions comes before (Platform 10,900, Goal "
-         "21,000, Catch Point 105,500, Hard Move 144,500 frames).",
+# the published steps and, before them, HyAR's warm-up with random actions; as many for every row
+FRAMES = {task: overrides("td3", "hyar", task)["frames"] for task in TASKS}
+NOTES = ["Success is the share of 100 (Platform, Goal) or 50 fresh greedy episodes that reach the goal. All rows have "
+         "the same frames: the published steps and HyAR's warm-up with random actions, in which baselines learn.",
          "Published numbers: Table 2 of Li et al. (ICLR 2022), five runs each; of Platform its mean return, which is "
-         "below 1 for every episode that falls short of the end. Which evaluations it averages is not said."]
+         "below 1 for every episode that falls short of the end. Which evaluations it averages is not said.",
+         "HPPO here takes GAE targets for its critic, where the published program takes discounted sums of rewards."]
 SOURCE = "HyAR, ICLR 2022, Table 2"
 
 # Table 2 of the paper, in the order of ROWS; it has no PPO
@@ -46,14 +49,17 @@ _REPLAYED = ["--algorithm", "td3", "--updates-per-frame", "0.25", *_SHARED]
 AGENT_ROWS = {"HyAR-TD3": [*_REPLAYED, "--codec", "hyar", "--codec-options", "agent_id=True"],
               "PATD3": [*_REPLAYED, "--codec", "none"], "PPO-hybrid": ["--algorithm", "ppo", *_SHARED],
               "MAPPO-discretised": ["--algorithm", "mappo", "--agent-id", "--task-options", "levels=5", "--num-envs",
-                                    "16", "--steps", "128", "--minibatch-size", "256"]}
+                                    "16", "--steps", "128", "--minibatch-size", "256", "--actor-cells", "256", "256",
+                                    "--critic-cells", "256", "256"]}
 AGENT_RECIPES = {"MAPPO-discretised": "recipes.cooperative"}
 AGENT_NOTES = ["Four modes for each agent: stay, push along an axis with a signed strength, push in a direction. "
-               "Discretised: five values of every parameter. Return is the mean over agents, greedy actions."]
+               "Discretised: five values of every parameter. HyAR's frames include 10,000 of random actions. Return is "
+               "the mean over agents, greedy actions."]
 
 HYBRID = {
     "hybrid": Table(title="Hybrid discrete-continuous actions (HyAR)", recipe="recipes.hybrid_actions", rows=ROWS,
-                    tasks=TASKS, frames=FRAMES, mode="success", evaluations=100, last=5, notes=NOTES, reference=reference()),
+                    tasks=TASKS, frames=FRAMES, mode="success", evaluations=100, last=5, notes=NOTES,
+                    reference=reference()),
     "hybrid_agents": Table(
         title="Hybrid actions of several agents: a learned latent, a hybrid head, a choice among fixed actions",
         recipe="recipes.hybrid_actions", recipes=AGENT_RECIPES, rows=AGENT_ROWS, tasks=AGENT_TASKS, frames=200_000,

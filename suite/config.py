@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 T = TypeVar("T")
+KINDS = ((bool, "True or False"), (int, "an integer"), (float, "a number"), (str, "a word"))
 
 
 def parse_options(words: list[str]) -> dict[str, Any]:
@@ -79,6 +81,18 @@ def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None
     """ValueError if a name is not among the allowed ones."""
     for name in given:
         check_choice(what, name, allowed)
+
+
+def check_options(what: str, given: Mapping[str, Any], made: type) -> None:
+    """ValueError for an option that ``made`` does not have, or whose value is of another kind than its default."""
+    parameters = inspect.signature(made.__init__).parameters
+    check_names(f"option of {what}", given, [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY])
+    for name, value in given.items():
+        default = parameters[name].default
+        kind, word = next(((kind, word) for kind, word in KINDS if isinstance(default, kind)), (None, ""))
+        allowed = (int, float) if kind is float else kind
+        if kind and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
+            raise ValueError(f"{name} of {what} must be {word}, such as {default!r}, got {value!r}")
 
 
 def check_positive(values: Mapping[str, float | None], *, zero: bool = False) -> None:

@@ -276,7 +276,7 @@ class Changed(Derived):
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield the buffer's samples of this batch, changed."""
         replay = self.owner
-        for frames in replay.samples(1, replay.steps * replay.size):
+        for frames in replay.samples(1, self.source.steps * replay.size):
             yield from self.function(frames).split(replay.size)
 
 

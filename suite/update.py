@@ -158,6 +158,9 @@ class _Turn:
 
 def _turns(parts: dict[str, list], targets: Sequence | dict[str, Sequence],
            delay: dict[str, int] | None) -> list[_Turn]:
+    if isinstance(targets, dict) == (delay is None) and targets:
+        raise ValueError("targets are {part: objects} if the parts take turns (delay is given), else a list of objects,"
+                         f" got {type(targets).__name__} with delay {delay}")
     if delay is None:
         return [_Turn(parts, set(_owned(parts)), targets, 1)]
     targets = targets or {}
@@ -166,9 +169,8 @@ def _turns(parts: dict[str, list], targets: Sequence | dict[str, Sequence],
             raise ValueError(f"{what} names the parts {unknown}, but the parts are {list(parts)}")
     if bad := {part: value for part, value in delay.items() if value < 1}:
         raise ValueError(f"delays must be at least 1, got {bad}")
-    alone = [{part: group} for part, group in parts.items()]
-    return [_Turn(one, set(_owned(one)), targets.get(part, ()), delay.get(part, 1))
-            for part, one in zip(parts, alone, strict=True)]
+    return [_Turn({part: group}, set(_owned({part: group})), targets.get(part, ()), delay.get(part, 1))
+            for part, group in parts.items()]
 
 
 def check_ownership(updates: Sequence[Update], modules: Sequence[nn.Module]) -> None:

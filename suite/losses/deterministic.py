@@ -64,7 +64,7 @@ class QValueLoss(Loss):
 class DeterministicPolicyLoss(Loss):
     """L = - mean Q_1(s, mu(s)); no gradient reaches the critic.
 
-    With a central critic all agents' actions come from the present policy, as in MADDPG (Lowe et al. 2017).
+    With a central critic all agents' actions come from the present policy; Lowe et al. (2017) replay those of others.
     """
 
     def __init__(self, actor: nn.Module, critic: nn.Module):
@@ -110,11 +110,11 @@ class SoftTargets:
         for _, _, tau in pairs:
             if not 0 <= tau <= 1:
                 raise ValueError(f"tau must be between 0 and 1, got {tau}")
-        self.pairs = pairs
+        self.pairs = [(list(network.parameters()), list(slow.parameters()), tau) for network, slow, tau in pairs]
 
     @torch.no_grad()
     def step(self) -> None:
         """Once."""
         for network, slow, tau in self.pairs:
-            torch._foreach_lerp_(list(slow.parameters()), list(network.parameters()), tau)
+            torch._foreach_lerp_(slow, network, tau)
 

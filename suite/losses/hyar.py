@@ -279,8 +279,8 @@ class HyARLoss(Loss):
         """A warm-up that the run does not survive."""
         if self.warmup < frames:
             return []
-        return [f"warmup of loss 'hyar' is {self.warmup} frames of random actions, but the run has {frames}: no policy "
-                f"is trained"]
+        return [f"warmup of codec 'hyar' is {self.warmup} frames of random actions, but the run has {frames}: no "
+                f"policy is trained"]
 
     def get_extra_state(self) -> dict[str, int]:
         """The clocks."""
@@ -359,31 +359,31 @@ def _active(std: Tensor) -> Tensor:
 
 def _check(specs: Specs, options: dict[str, Any]) -> None:
     if specs.param_mask is None:
-        raise ValueError("loss 'hyar' represents hybrid actions, but the task's actions are "
+        raise ValueError("codec 'hyar' represents hybrid actions, but the task's actions are "
                          f"{'discrete' if specs.discrete else 'continuous'}: choose a hybrid task, hybrid/platform ...")
     if specs.alive is not None:
-        raise ValueError("loss 'hyar' does not know agents that leave early, but the task has such")
+        raise ValueError("codec 'hyar' does not know agents that leave early, but the task has such")
     words = {"fusion": ("multiply", "concat"), "head": ("cascaded", "parallel"), "optimizer": ("adam", "rebuilt"),
              "relabel": ("both", "discrete", "none")}
     for name, allowed in words.items():
         if options[name] not in allowed:
-            raise ValueError(f"{name} of loss 'hyar' must be one of {list(allowed)}, got {options[name]!r}")
+            raise ValueError(f"{name} of codec 'hyar' must be one of {list(allowed)}, got {options[name]!r}")
     for name in ("embed_dim", "latent_dim", "num_cells", "lr", "batch", "memory", "warmup", "refresh_every",
                  "bounds_rows", "relabel_threshold"):
         if not options[name] > 0:
-            raise ValueError(f"{name} of loss 'hyar' must be positive, got {options[name]}")
+            raise ValueError(f"{name} of codec 'hyar' must be positive, got {options[name]}")
     for name in ("residual_coef", "param_coef", "kl_coef", "pretrain", "refresh_after", "relabel_noise", "relabel_clip",
                  "lr_embeddings"):
         if not (options[name] or 0) >= 0:
-            raise ValueError(f"{name} of loss 'hyar' must not be negative, got {options[name]}")
+            raise ValueError(f"{name} of codec 'hyar' must not be negative, got {options[name]}")
     if not 0 < options["range_percent"] <= 100:
-        raise ValueError(f"range_percent of loss 'hyar' must lie in (0, 100], got {options['range_percent']}")
+        raise ValueError(f"range_percent of codec 'hyar' must lie in (0, 100], got {options['range_percent']}")
     if options["residual_coef"] == 0 and options["relabel"] == "both":
-        raise ValueError("without a residual head (residual_coef 0) loss 'hyar' cannot tell which latents to relabel: "
+        raise ValueError("without a residual head (residual_coef 0) codec 'hyar' cannot tell which latents to relabel: "
                          "give relabel=discrete or relabel=none")
     rows = options["warmup"] * specs.n_agents // distributed.world_size()
     for name in ("batch", "bounds_rows"):
         if options[name] > rows:
-            raise ValueError(f"{name} of loss 'hyar' is {options[name]}, but the warm-up brings {rows} rows only")
+            raise ValueError(f"{name} of codec 'hyar' is {options[name]}, but the warm-up brings {rows} rows only")
     if options["memory"] < rows:
-        raise ValueError(f"memory of loss 'hyar' holds {options['memory']} rows, fewer than the {rows} of the warm-up")
+        raise ValueError(f"memory of codec 'hyar' holds {options['memory']} rows, fewer than the {rows} of the warm-up")

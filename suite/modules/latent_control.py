@@ -34,17 +34,18 @@ class HierarchicalActor(nn.Module):
     """Two actors in turn: the upper one values the choices, the lower one gives parameters knowing these values.
 
     mu(s) = (v, x), v = tanh(f(s)) and x = tanh(g(s, v)) (HHQN, Fu et al., IJCAI 2019, with a deterministic upper
-    level). ``upper`` and ``lower`` are `BoxActor`, the output is theirs side by side.
+    level). ``upper`` and ``lower`` are `BoxActor` without ``inverting``, which happens to their outputs side by side.
     """
 
-    def __init__(self, upper: BoxActor, lower: BoxActor):
+    def __init__(self, upper: BoxActor, lower: BoxActor, *, inverting: bool):
         super().__init__()
         self.upper, self.lower = upper, lower
+        self.invert = InvertingGradients(-1.0, 1.0) if inverting else nn.Identity()
 
     def forward(self, observation: Tensor) -> Tensor:
         """[..., A, S] -> [..., A, d]."""
         values = self.upper(observation)
-        return torch.cat([values, self.lower(torch.cat([observation, values], -1))], -1)
+        return self.invert(torch.cat([values, self.lower(torch.cat([observation, values], -1))], -1))
 
 
 class Critics(nn.Module):
@@ -75,11 +76,11 @@ def make_box_actor(specs: Specs, width: int, *, share: Sharing, agent_id: bool, 
     return BoxActor(AgentInput(specs.n_agents, agent_id), layers, inverting=inverting).to(device)
 
 
-def make_hierarchical_actor(specs: Specs, width: int, **options: Any) -> HierarchicalActor:
+def make_hierarchical_actor(specs: Specs, width: int, *, inverting: bool = True, **options: Any) -> HierarchicalActor:
     """Actor of a hybrid task with K choices and ``width`` outputs in all; options of `make_box_actor`."""
-    choices = len(specs.param_mask)
+    choices, options = len(specs.param_mask), options | {"inverting": False}
     return HierarchicalActor(make_box_actor(specs, choices, **options),
-                             make_box_actor(specs, width - choices, extra=choices, **options))
+                             make_box_actor(specs, width - choices, extra=choices, **options), inverting=inverting)
 
 
 def make_critics(specs: Specs, width: int, *, heads: int, centralized: bool, share: Sharing, agent_id: bool,

@@ -29,6 +29,7 @@ class Lowered:
     def __init__(self, policy: TensorDictModuleBase):
         self.policy = policy
         self.steps = [(module, _plan(module)) for module in _flatten(policy)]
+        self.samples = any(isinstance(module, ProbabilisticTensorDictModule) for module, _ in self.steps)
 
     def __call__(self, tensors: Tensors, *, deterministic: bool = False) -> Tensors:
         """Run all modules; a probabilistic one samples, or takes its deterministic value, and writes its log-prob."""

@@ -47,7 +47,7 @@ def parsed(*given):
 def test_every_choice_trains(algorithm, codec, task):
     """Two iterations of learning, after two of warm-up with a learned codec; all that learns has moved."""
     torch.manual_seed(0)
-    cfg = parsed(*words(algorithm, codec, task), "--frames", "40")
+    cfg = parsed(*words(algorithm, codec, task), "--frames", "80" if codec == "hyar" else "40")
     trainer = make_trainer(cfg, MemoryRun())
     before = [p.detach().clone() for loss in trainer.updates[0].losses for p in loss.parameters() if p.requires_grad]
     trainer.train()
@@ -58,7 +58,7 @@ def test_every_choice_trains(algorithm, codec, task):
 
 
 def test_the_warm_up_is_random_and_never_replayed():
-    cfg = parsed(*words("td3", "hyar", CATCH), "--frames", "40", "--evaluations", "0")
+    cfg = parsed(*words("td3", "hyar", CATCH), "--frames", "80", "--evaluations", "0")
     trainer = make_trainer(cfg, MemoryRun())
     [codec], (own, learn) = trainer.losses, trainer.updates
     replay = own.data.owner
@@ -73,7 +73,7 @@ def test_the_warm_up_is_random_and_never_replayed():
 
 
 def test_exploration_falls_with_finished_episodes():
-    """From 1 to 0.1 over four episodes; three end in the first batch (limit 5), of four copies four in each."""
+    """From 1 to 0.1 over eight episodes, of all copies together."""
     cfg = parsed(*words("td3", "none", CATCH), "--frames", "40", "--max-steps", "5", "--exploration-start", "1.0",
                  "--exploration-episodes", "8", "--evaluations", "0")
     trainer = make_trainer(cfg, MemoryRun())
@@ -90,13 +90,16 @@ def test_exploration_falls_with_finished_episodes():
 @pytest.mark.parametrize("algorithm, codec, task", [
     ("td3", "hyar", CATCH), ("ddpg", "hyar", SPREAD), ("td3", "none", CATCH), ("pdqn_td3", "none", CATCH),
     ("hppo", "none", SPREAD)])
+@pytest.mark.filterwarnings("ignore:warmup of codec 'hyar'")
 def test_extending_a_finished_run_equals_a_longer_run(algorithm, codec, task, tmp_path, monkeypatch):
-    """To the last bit: codec, bounds, clocks, buffers, moments, noise, environments; the break is in the warm-up's
-    end, with a learned codec, and once more behind it."""
+    """To the last bit: codec, bounds, clocks, buffers, moments, noise, environments; with a learned codec the first
+    break is in the middle of its warm-up, the second behind it."""
     given, whole, parts = [*words(algorithm, codec, task), "--evaluations", "0"], tmp_path / "whole", tmp_path / "parts"
-    main(monkeypatch, *given, "--frames", "100", "--run-dir", str(whole))
+    main(monkeypatch, *given, "--frames", "140", "--run-dir", str(whole))
     main(monkeypatch, *given, "--frames", "20", "--run-dir", str(parts))
-    for frames in ("60", "100"):
+    if codec == "hyar":
+        assert state(parts)["losses"][0]["warming"] and state(parts)["sources"][0]["skip"] == 20
+    for frames in ("60", "140"):
         torch.manual_seed(999)  # what else this process draws must not matter
         main(monkeypatch, "--resume", str(parts), "--frames", frames)
     assert metrics(whole) == metrics(parts)
@@ -112,11 +115,38 @@ def test_settings_of_the_published_runs():
     assert (cfg.lr, cfg.critic_lr, cfg.gamma, cfg.tau, cfg.critic_tau) == (1e-5, 1e-3, 0.9, 1e-4, 1e-3)
     assert cfg.policy_delay == 1 and cfg.max_grad_norm == 1.0 and cfg.exploration_start == 1.0
     cfg = configure({"task": "hybrid/hard_move-8"})
-    assert (cfg.frames, cfg.codec, cfg.algorithm, cfg.smoothing, cfg.policy_delay) == (1_000_000, "hyar", "td3", 0.1, 2)
+    assert (cfg.frames, cfg.codec, cfg.algorithm, cfg.smoothing, cfg.policy_delay) == (1_144_500, "hyar", "td3", 0.1, 2)
     cfg = configure({"algorithm": "td3", "codec": "none"})
     assert cfg.exploration_start == cfg.exploration_end == 0.1 and cfg.smoothing == 0.2
     cfg = configure({"algorithm": "pdqn"})
     assert (cfg.codec, cfg.gamma, cfg.buffer_size, cfg.first_update) == ("none", 0.9, 10_000, 500)
+    assert cfg.pass_through and configure({"algorithm": "ddpg"}).codec == "hyar"
+    cfg = configure({"algorithm": "hppo"})
+    assert (cfg.actor_epochs, cfg.epochs, cfg.steps, cfg.lr, cfg.critic_lr) == (2, 10, 50, 1e-4, 1e-3)
+
+
+LARGE = {("hyar", "td3", "hard_move-4"), ("hyar", "ddpg", "hard_move-4"), ("hyar", "ddpg", "goal"),
+         ("hyar", "ddpg", "catch_point"), ("hyar", "ddpg", "simple_move")}
+SMALL = {"platform": 10_000, "goal": 20_000, "hard_goal": 20_000}  # of P-DQN
+
+
+@pytest.mark.parametrize("task", ["platform", "goal", "hard_goal", "catch_point", "simple_move", "hard_move-4"])
+@pytest.mark.parametrize("codec, algorithm", [("hyar", "td3"), ("hyar", "ddpg"), ("none", "td3"), ("none", "ddpg"),
+                                              ("none", "hhqn"), ("none", "hhqn_td3"), ("none", "pdqn")])
+def test_sizes_of_the_published_buffers(task, codec, algorithm):
+    cfg = configure({"task": f"hybrid/{task}", "algorithm": algorithm, "codec": codec})
+    small = SMALL.get(task, 100_000) if algorithm == "pdqn" else 100_000
+    assert cfg.buffer_size == (1_000_000 if (codec, algorithm, task) in LARGE else small)
+    assert cfg.first_update == (500 if (algorithm, task) == ("pdqn", "platform") else 128)
+
+
+def test_a_run_that_ends_before_its_first_update_says_so():
+    cfg = parsed(*words("td3", "none", CATCH), "--frames", "10", "--evaluations", "0")
+    with pytest.warns(UserWarning, match="10 frames of learning are fewer than the first_update 16"):
+        make_trainer(cfg, MemoryRun())
+    cfg = parsed(*words("td3", "hyar", CATCH), "--frames", "40", "--evaluations", "0")
+    with pytest.warns(UserWarning, match="no policy is trained|0 frames of learning are fewer"):
+        make_trainer(cfg, MemoryRun())
 
 
 def test_the_swap_flags_are_a_run():
@@ -134,10 +164,14 @@ def test_the_swap_flags_are_a_run():
     (["--task", "vmas/navigation"], "has continuous actions, not hybrid ones"),
     (["--task", "hybrid/platfrom"], "unknown hybrid task 'platfrom'.*mean 'platform'"),
     (["--codec-options", "latent_dimm=3"], r"unknown option of codec 'hyar' 'latent_dimm'.*mean 'latent_dim'"),
-    (["--codec-options", "latent_dim=0"], "latent_dim of loss 'hyar' must be positive, got 0"),
+    (["--codec-options", "latent_dim=0"], "latent_dim of codec 'hyar' must be positive, got 0"),
     (["--codec-options", "warmup=100"], "bounds_rows"),
     (["--codec-options", "memory=5000"], "memory"),
-    (["--first-update", "64"], "needs 0 < size <= warmup"),
+    (["--first-update", "64"], "minibatch_size 128 is more than first_update 64"),
+    (["--task", "foraging/2s-8x8-2p-2f-coop"], r"has discrete actions, not hybrid ones: take a hybrid task \(hyb"),
+    (["--task-options", "levels=5"], "levels make 'hybrid/platform' a task with discrete actions: leave them out"),
+    (["--codec-options", "agent_id=false"], "agent_id of codec 'hyar' must be True or False, .* got 'false'"),
+    (["--codec-options", "latent_dim=3.5"], "latent_dim of codec 'hyar' must be an integer, such as 6, got 3.5"),
     (["--buffer-size", "100"], "buffer_size 100 holds fewer frames than first_update 128 needs"),
     (["--exploration-end", "2.0"], "exploration falls from exploration_start 1.0 to exploration_end 2.0"),
     (["--algorithm", "ppo", "--tau", "0.1"], "algorithm 'ppo' does not use tau: leave it at 0.005"),

@@ -16,6 +16,7 @@ from suite.config import (
     as_flags,
     as_plain,
     check_choice,
+    check_options,
     check_positive,
     from_plain,
     parse_cli,
@@ -276,3 +277,20 @@ def test_an_error_of_ours_keeps_its_traceback():
 
     with pytest.raises(AssertionError, match="ours"):
         run_cli(main)
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"flag": "false"}, "flag of loss 'x' must be True or False, such as False, got 'false'"),
+    ({"flag": 1}, "must be True or False"), ({"count": 2.0}, "count of loss 'x' must be an integer, such as 3"),
+    ({"count": True}, "an integer"), ({"rate": "fast"}, "rate of loss 'x' must be a number"),
+    ({"rate": True}, "a number"), ({"word": 3}, "word of loss 'x' must be a word, such as 'a', got 3"),
+    ({"wrod": "a"}, "unknown option of loss 'x' 'wrod'.*mean 'word'"),
+])
+def test_options_have_the_kind_of_their_default(given, words):
+    class Made:
+        def __init__(self, specs, *, flag=False, count=3, rate=0.5, word="a", open_=None):
+            pass
+
+    check_options("loss 'x'", {"flag": True, "count": 4, "rate": 1, "word": "b", "open_": 3}, Made)
+    with pytest.raises(ValueError, match=words):
+        check_options("loss 'x'", given, Made)

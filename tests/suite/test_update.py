@@ -263,6 +263,8 @@ def test_the_turn_is_saved():
     ({"delay": {"c": 2}}, "delay names the parts \\['c'\\], but the parts are \\['a', 'b'\\]"),
     ({"delay": {}, "targets": {"c": []}}, "targets names the parts \\['c'\\]"),
     ({"delay": {"a": 0}}, "delays must be at least 1, got {'a': 0}"),
+    ({"targets": {"a": [Counter()]}}, "if the parts take turns .* got dict with delay None"),
+    ({"targets": [Counter()], "delay": {}}, "got list with delay {}"),
 ])
 def test_wrong_turns_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

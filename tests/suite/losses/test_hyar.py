@@ -229,32 +229,32 @@ def test_normalized_residuals_follow_the_batches():
 def test_a_run_that_ends_in_the_warm_up_is_warned_of():
     assert make(warmup=100).plan(101) == []
     sentence, = make(warmup=100).plan(100)
-    assert "warmup of loss 'hyar' is 100 frames" in sentence
+    assert "warmup of codec 'hyar' is 100 frames" in sentence
 
 
 @pytest.mark.parametrize("specs, options, message", [
     (make_specs("discrete"), {}, "represents hybrid actions, but the task's actions are discrete: choose a hybrid"),
     (make_specs("continuous"), {}, "but the task's actions are continuous"),
     (specs_of(2, alive=ALIVE), {}, "does not know agents that leave early"),
-    (None, {"embed_dim": 0}, "embed_dim of loss 'hyar' must be positive, got 0"),
-    (None, {"latent_dim": 0}, "latent_dim of loss 'hyar' must be positive, got 0"),
-    (None, {"bounds_rows": 41}, "bounds_rows of loss 'hyar' is 41, but the warm-up brings 40 rows only"),
-    (None, {"batch": 64}, "batch of loss 'hyar' is 64, but the warm-up brings 40 rows only"),
-    (None, {"memory": 39}, "memory of loss 'hyar' holds 39 rows, fewer than the 40 of the warm-up"),
-    (specs_of(2), {"memory": 79}, "memory of loss 'hyar' holds 79 rows, fewer than the 80"),
-    (None, {"range_percent": 0}, r"range_percent of loss 'hyar' must lie in \(0, 100\], got 0"),
+    (None, {"embed_dim": 0}, "embed_dim of codec 'hyar' must be positive, got 0"),
+    (None, {"latent_dim": 0}, "latent_dim of codec 'hyar' must be positive, got 0"),
+    (None, {"bounds_rows": 41}, "bounds_rows of codec 'hyar' is 41, but the warm-up brings 40 rows only"),
+    (None, {"batch": 64}, "batch of codec 'hyar' is 64, but the warm-up brings 40 rows only"),
+    (None, {"memory": 39}, "memory of codec 'hyar' holds 39 rows, fewer than the 40 of the warm-up"),
+    (specs_of(2), {"memory": 79}, "memory of codec 'hyar' holds 79 rows, fewer than the 80"),
+    (None, {"range_percent": 0}, r"range_percent of codec 'hyar' must lie in \(0, 100\], got 0"),
     (None, {"range_percent": 101.0}, "range_percent .* got 101.0"),
-    (None, {"lr": 0.0}, "lr of loss 'hyar' must be positive, got 0.0"),
-    (None, {"lr_embeddings": -1.0}, "lr_embeddings of loss 'hyar' must not be negative, got -1.0"),
-    (None, {"kl_coef": -0.5}, "kl_coef of loss 'hyar' must not be negative, got -0.5"),
-    (None, {"pretrain": -1}, "pretrain of loss 'hyar' must not be negative, got -1"),
-    (None, {"refresh_every": 0}, "refresh_every of loss 'hyar' must be positive, got 0"),
-    (None, {"optimizer": "sgd"}, r"optimizer of loss 'hyar' must be one of \['adam', 'rebuilt'\], got 'sgd'"),
+    (None, {"lr": 0.0}, "lr of codec 'hyar' must be positive, got 0.0"),
+    (None, {"lr_embeddings": -1.0}, "lr_embeddings of codec 'hyar' must not be negative, got -1.0"),
+    (None, {"kl_coef": -0.5}, "kl_coef of codec 'hyar' must not be negative, got -0.5"),
+    (None, {"pretrain": -1}, "pretrain of codec 'hyar' must not be negative, got -1"),
+    (None, {"refresh_every": 0}, "refresh_every of codec 'hyar' must be positive, got 0"),
+    (None, {"optimizer": "sgd"}, r"optimizer of codec 'hyar' must be one of \['adam', 'rebuilt'\], got 'sgd'"),
     (None, {"relabel": "params"}, r"relabel .* must be one of \['both', 'discrete', 'none'\], got 'params'"),
-    (None, {"fusion": "add"}, "fusion of loss 'hyar' must be one of"),
-    (None, {"head": "none"}, "head of loss 'hyar' must be one of"),
+    (None, {"fusion": "add"}, "fusion of codec 'hyar' must be one of"),
+    (None, {"head": "none"}, "head of codec 'hyar' must be one of"),
     (None, {"residual_coef": 0.0}, "cannot tell which latents to relabel: give relabel=discrete or relabel=none"),
-    (None, {"relabel_threshold": float("nan")}, "relabel_threshold of loss 'hyar' must be positive, got nan"),
+    (None, {"relabel_threshold": float("nan")}, "relabel_threshold of codec 'hyar' must be positive, got nan"),
 ])
 def test_refusals(specs, options, message):
     with pytest.raises(ValueError, match=message):

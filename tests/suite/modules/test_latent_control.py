@@ -59,3 +59,16 @@ def test_agents_differ_by_their_number_or_their_networks():
     for options, differ in ((dict(), False), (dict(agent_id=True), True), (dict(share="none"), True)):
         out = make_box_actor(hybrid_specs(), 3, **SIZES | options)(x)
         assert torch.equal(out[:, 0], out[:, 1]) != differ
+
+
+def test_the_gradients_of_a_hierarchical_actor_are_inverted_at_its_outputs_alone():
+    """What flows back through the lower actor's reading of the values is not scaled once more."""
+    actor = make_hierarchical_actor(hybrid_specs(), 5, **SIZES)
+    plain = make_hierarchical_actor(hybrid_specs(), 5, inverting=False, **SIZES)
+    plain.load_state_dict(actor.state_dict())
+    x = torch.randn(4, 2, 4)
+    out = actor(x)
+    room = (out.detach() + 1) / 2  # of a step downhill
+    found = torch.autograd.grad(out.sum(), list(actor.parameters()))
+    for ours, theirs in zip(found, torch.autograd.grad((plain(x) * room).sum(), list(plain.parameters())), strict=True):
+        assert_close(ours, theirs)
