@@ -92,7 +92,7 @@ PANELS = (
         Line("codec/residual_share", "residual, of its variance", OTHER)), level=0.0),
     Panel("Codec: residual error at calibration", "mean squared error", (
         Line("codec/residual_error", "residual", MODEL),)),
-    Panel("Codec: latent", "dimensions", (Line("codec/active_dims", "active", MODEL),)),
+    Panel("Codec: latent", "dimensions", (Line("codec/active_dims", "active", MODEL),), level=0.0),
     Panel("Codec: bounds of the latent", "mean width", (Line("codec/bounds_width", "bounds", MODEL),)),
     Panel("Codec: embeddings", "distance", (
         Line("codec/embedding_distance", "mean", MODEL), Line("codec/embedding_distance_min", "nearest", OTHER),
@@ -104,6 +104,7 @@ PANELS = (
 # representations in the order of what they may know; the latents in colour, what needs none in grey
 BARS = {"u": ("present", GREY), "uc": ("+ past", GREY), "uc_mlp": ("+ past,\nMLP", GREY), "z": ("latent", BLUE),
         "z_teacher": ("teacher's\nlatent", ORANGE)}
+POINTS = 150  # of a curve
 CHANCE, ERROR = "chance", "_error"
 
 
@@ -165,7 +166,7 @@ def _draw_lines(axes: Axes, panel: Panel, curves: Mapping[str, Series]) -> None:
     lines = [line for line in panel.lines if line.metric in curves]
     if panel.level is not None:
         axes.axhline(panel.level, color=MUTED, linewidth=0.8)
-    draw_panel(axes, {line.metric: Curve(*curves[line.metric]) for line in lines},
+    draw_panel(axes, {line.metric: Curve(*thinned(curves[line.metric])) for line in lines},
                {line.metric: line.style for line in lines}, panel.label)
     axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=20)
     names = {line.name: line.style for line in reversed(lines)}  # one entry for a name drawn in two ways: the first
@@ -178,6 +179,15 @@ def _draw_lines(axes: Axes, panel: Panel, curves: Mapping[str, Series]) -> None:
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False,
                 labelcolor=INK, fontsize=8, handlelength=1.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0.1,
                 borderpad=0.1)
+
+
+def thinned(series: Series) -> Series:
+    """Means of at most `POINTS` runs of equal length of the curve's points: more would be a band of noise."""
+    frames, values = series
+    if len(frames) <= POINTS:
+        return series
+    parts = [np.array_split(part, POINTS) for part in (frames, values)]
+    return tuple(np.array([part.mean() for part in group]) for group in parts)
 
 
 def _handle(style: Style) -> Line2D:

@@ -93,3 +93,19 @@ def test_a_run_gets_its_picture_and_nothing_else_changes(tmp_path):
     assert sf.draw_run(tmp_path).read_bytes() == first and dict(mpl.rcParams) == before
     write(tmp_path / "other", {"eval/return": [1.0]})
     assert sf.draw_run(tmp_path / "other") is None
+
+
+def test_a_curve_of_many_points_is_drawn_by_means():
+    """300 points in 150 pairs; what has no more points than that stays as it is."""
+    frames, values = np.arange(300.0), np.tile([0.0, 1.0], 150)
+    x, y = sf.thinned((frames, values))
+    np.testing.assert_array_equal(x, np.arange(0.5, 300, 2))
+    np.testing.assert_array_equal(y, np.full(150, 0.5))
+    few = frames[:150], values[:150]
+    assert sf.thinned(few) is few
+
+
+def test_the_codec_has_panels_of_its_own():
+    figure = sf.draw_state(curves(**{"codec/param_error": [0.1, 0.05], "codec/keep_params": [1.0, 0.98]}))
+    assert [axes.get_title("left") for axes in figure.axes] == ["Codec: reconstruction error",
+                                                                "Codec: kept in relabelling"]
