@@ -12,11 +12,12 @@ from suite.specs import Specs
 
 # fields that only some compositions read; giving them to another is refused, not ignored
 REPLAY = ("tau", "critic_tau", "smoothing", "policy_delay", "buffer_size", "first_update", "updates_per_frame",
-          "exploration_start", "exploration_end", "exploration_episodes", "inverting")
-ON_POLICY = ("epochs", "clip", "gae_lambda", "entropy_coef")
+          "update_at_reset", "exploration_start", "exploration_end", "exploration_episodes", "inverting")
+ON_POLICY = ("epochs", "actor_epochs", "clip", "gae_lambda", "entropy_coef")
 PDQN = ("multipass", "pass_through")
 UNREAD = {"deterministic": (*ON_POLICY, *PDQN),
-          "pdqn": (*ON_POLICY, "smoothing", "policy_delay", "centralized"), "on_policy": (*REPLAY, *PDQN)}
+          "pdqn": (*ON_POLICY, "update_at_reset", "smoothing", "policy_delay", "centralized"),
+          "on_policy": (*REPLAY, *PDQN)}
 
 
 def check_config(cfg: Config) -> None:

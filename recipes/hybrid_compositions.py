@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 
 from recipes.hybrid_config import Config
@@ -46,7 +47,8 @@ def deterministic(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     slow = SoftTargets((actor, value.slow_actor, cfg.tau), (critic, value.slow_critic, cfg.critic_tau))
     replay = _replay(cfg, [*value.in_keys, *codec.in_keys], codec)
     updates = _updates(cfg, {"critic": value.to(cfg.device), "actor": DeterministicPolicyLoss(actor, critic)},
-                       Changed(replay, codec.relabel), {"actor": [slow]}, codec)
+                       Changed(replay, codec.relabel, _episodes if cfg.update_at_reset else None), {"actor": [slow]},
+                       codec)
     explore = GaussianNoise(torch.tensor(-1.0), torch.tensor(1.0), **_exploration(cfg)).to(cfg.device)
     act = TensorDictModule(actor, in_keys=[OBSERVATION], out_keys=[LATENT_ACTION])
     noise = TensorDictModule(explore, in_keys=[LATENT_ACTION], out_keys=[LATENT_ACTION])
@@ -120,6 +122,10 @@ def _updates(cfg: Config, losses: dict[str, Loss], data: Any, targets: dict[str,
 
 def _exploration(cfg: Config) -> dict[str, Any]:
     return dict(start=cfg.exploration_start, end=cfg.exploration_end, frames=cfg.exploration_episodes)
+
+
+def _episodes(batch: TensorDictBase) -> int:
+    return int(total(batch["next", "done"].sum()))
 
 
 def _anneal(explore: Exploration, codec: Loss) -> Callable:

@@ -93,6 +93,8 @@ class Config:
     """Frames in the replay buffer before the first update."""
     updates_per_frame: float = 1.0
     """Updates per frame; a batch's number of updates is rounded, to at least one."""
+    update_at_reset: bool = False
+    """One more update for each episode that ends, as the published HyAR program makes."""
     exploration_start: float = 1.0
     """Standard deviation of the noise on actions (of pdqn: probability of a random choice) in the first episode."""
     exploration_end: float = 0.1

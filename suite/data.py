@@ -268,15 +268,17 @@ def _check(epochs: int, size: int | None) -> None:
 class Changed(Derived):
     """Samples of a `Replay` as a function changes them, such as corrections of what is stale; all of a batch at once.
 
-    The function maps frames [n] to frames [n], and leaves those it was given as they are.
+    The function maps frames [n] to frames [n], and leaves those it was given as they are. ``more``: how many
+    minibatches a batch [N, T] brings besides the source's own number.
     """
 
     function: Callable[[TensorDictBase], TensorDictBase]
+    more: Callable[[TensorDictBase], int] | None = None
 
     def __call__(self, batch: TensorDictBase, keys: Sequence[NestedKey]) -> Iterator[TensorDictBase]:
         """Yield the buffer's samples of this batch, changed."""
-        replay = self.owner
-        for frames in replay.samples(1, self.source.steps * replay.size):
+        replay, steps = self.owner, self.source.steps + (self.more(batch) if self.more else 0)
+        for frames in replay.samples(1, steps * replay.size):
             yield from self.function(frames).split(replay.size)
 
 

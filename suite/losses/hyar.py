@@ -376,6 +376,10 @@ def _check(specs: Specs, options: dict[str, Any]) -> None:
                  "lr_embeddings"):
         if not (options[name] or 0) >= 0:
             raise ValueError(f"{name} of codec 'hyar' must not be negative, got {options[name]}")
+    if options["legacy"] and options["relabel"] != "both":
+        raise ValueError(f"legacy of codec 'hyar' is about relabelled latents: relabel {options['relabel']!r} has none")
+    if options["normalize_residual"] and not options["residual_coef"]:
+        raise ValueError("normalize_residual of codec 'hyar' is about the residual, whose residual_coef is 0")
     if not 0 < options["range_percent"] <= 100:
         raise ValueError(f"range_percent of codec 'hyar' must lie in (0, 100], got {options['range_percent']}")
     if options["residual_coef"] == 0 and options["relabel"] == "both":

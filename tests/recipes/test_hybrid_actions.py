@@ -110,6 +110,18 @@ def test_extending_a_finished_run_equals_a_longer_run(algorithm, codec, task, tm
         assert state(whole)["updates"]["hyar"]["optimizers"]["codec"]["state"]
 
 
+def test_one_more_update_for_each_episode_that_ends():
+    cfg = parsed(*words("td3", "none", CATCH), "--frames", "60", "--max-steps", "4", "--evaluations", "0",
+                 "--update-at-reset")
+    trainer = make_trainer(cfg, MemoryRun())
+    [update] = trainer.updates
+    for batch in trainer.collector:
+        before = update.steps
+        trainer.iterate(batch)
+        ended = int(batch["next", "done"].sum())
+        assert ended >= 4 and update.steps - before == 20 + ended
+
+
 def test_settings_of_the_published_runs():
     cfg = configure({"task": "hybrid/goal", "algorithm": "ddpg", "codec": "hyar"})
     assert (cfg.lr, cfg.critic_lr, cfg.gamma, cfg.tau, cfg.critic_tau) == (1e-5, 1e-3, 0.9, 1e-4, 1e-3)

@@ -344,5 +344,6 @@ def test_changed_samples_are_drawn_and_changed_at_once():
     minibatches = list(source(batch, ["x"]))
     assert [len(m) for m in minibatches] == [2, 2, 2] and seen == [6]
     assert len(list(source.with_epochs(2)(batch, ["x"]))) == 6
+    assert len(list(Changed(replay, double, lambda batch: batch.shape[0])(batch, ["x"]))) == 3 + 2
     assert {x.item() for m in minibatches for x in m["x"]} <= {0.0, 2.0, 4.0, 6.0, 8.0, 10.0}
     assert replay.buffer[:]["x"].sort().values.tolist() == [0, 1, 2, 3, 4, 5]

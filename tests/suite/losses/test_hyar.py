@@ -244,6 +244,8 @@ def test_a_run_that_ends_in_the_warm_up_is_warned_of():
     (specs_of(2), {"memory": 79}, "memory of codec 'hyar' holds 79 rows, fewer than the 80"),
     (None, {"range_percent": 0}, r"range_percent of codec 'hyar' must lie in \(0, 100\], got 0"),
     (None, {"range_percent": 101.0}, "range_percent .* got 101.0"),
+    (None, {"legacy": True, "relabel": "discrete"}, "legacy .* about relabelled latents: relabel 'discrete' has none"),
+    (None, {"normalize_residual": True, "residual_coef": 0.0, "relabel": "none"}, "whose residual_coef is 0"),
     (None, {"lr": 0.0}, "lr of codec 'hyar' must be positive, got 0.0"),
     (None, {"lr_embeddings": -1.0}, "lr_embeddings of codec 'hyar' must not be negative, got -1.0"),
     (None, {"kl_coef": -0.5}, "kl_coef of codec 'hyar' must not be negative, got -0.5"),
