@@ -1,4 +1,4 @@
-"""The lines of `recipes.speed --environments --device ...`: the four batched families by size and mode."""
+"""The lines of `recipes.speed --environments --device ...`: the batched families by size and mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tqdm import tqdm
 from recipes.speed_graphs import DRIVES
 from recipes.speed_rounds import attempt, ratio
 
-TASKS = ("foraging/2s-9x9-3p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4")
+TASKS = ("foraging/2s-9x9-3p-2f-coop", "warehouse/tiny-2ag-hard", "particle/spread-3", "particle/navigation-4",
+         "hybrid/platform", "hybrid/hard_move-4")
 SIZES = (4096, 32768, 262144)
 SECONDS = 2.0  # of each measurement
 

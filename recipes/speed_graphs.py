@@ -19,33 +19,11 @@ import torch
 from torch import Tensor
 
 from envs import make_env
-from envs.base import ACTION
+from recipes.speed_actions import policy_actions, random_actions
 from recipes.speed_envs import TASKS as SECTION
 
 DRIVES = ("random", "policy")
 WARM = 5  # steps
-
-
-def random_actions(env) -> Callable[[dict], dict]:
-    """Uniform actions, drawn anew in every step."""
-    spec = env.full_action_spec[ACTION]
-    if not spec.dtype.is_floating_point:
-        return lambda seen: {ACTION: torch.randint(spec.space.n, spec.shape, device=env.device)}
-    low, high = spec.space.low, spec.space.high
-    return lambda seen: {ACTION: torch.rand(spec.shape, device=env.device) * (high - low) + low}
-
-
-def policy_actions(env, compile: bool) -> Callable[[dict], dict]:
-    """Actions sampled from the recipe's 2 x 64 actor, with their log-probabilities."""
-    from suite.modules import make_actor
-    from suite.modules.lowered import Lowered
-    from suite.specs import Specs
-
-    actor = make_actor(Specs.from_env(env), {}, share="all", agent_id=False, cells=(64, 64), activation="tanh",
-                       init="default", recurrent_dim=0, head="tanh_normal", state_dependent_scale=True,
-                       device=env.device)
-    act = Lowered(actor)
-    return torch.compile(act) if compile else act
 
 
 class Loop:
@@ -57,7 +35,8 @@ class Loop:
 
     def advance(self) -> None:
         """One step of a collector."""
-        out = self.env.step_tensors({ACTION: self.act(dict(self.seen))[ACTION]})
+        tensors = self.act(dict(self.seen))
+        out = self.env.step_tensors({key: tensors[key] for key in self.env.action_keys})
         done = out["done"]
         if self.env.cheap_reset or done.any():
             out = self.env.reset_tensors(done.squeeze(-1))

@@ -8,10 +8,11 @@ import torch
 from envs import make_env
 from recipes import speed_envs
 from recipes.speed import speed
+from recipes.speed_actions import policy_actions, random_actions
 from recipes.speed_devices import cell
 from recipes.speed_devices import section as device_section
 from recipes.speed_envs import batched, row
-from recipes.speed_graphs import Loop, carried, policy_actions, random_actions, rate
+from recipes.speed_graphs import Loop, carried, rate
 from recipes.speed_graphs import worker as device_worker
 from recipes.speed_packages import STEPS, package
 
@@ -90,12 +91,14 @@ def test_a_step_in_place_is_the_step(task):
     assert fixed.env.steps.tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("task", FAMILIES)
+@pytest.mark.parametrize("task", [*FAMILIES, *HYBRID])
 def test_the_policy_acts_within_the_specs(task):
     env = make_env(task, num_envs=3)
     for act in (random_actions(env), policy_actions(env, compile=False)):
-        action = act(env.reset_tensors())["agents", "action"]
-        assert env.full_action_spec["agents", "action"].is_in(action)
+        actions = act(env.reset_tensors())
+        for key in env.action_keys:  # environments clamp the parameters of hybrid actions
+            action = actions[key].clamp(-1, 1) if key[-1] == "params" else actions[key]
+            assert env.full_action_spec[key].is_in(action)
 
 
 def test_a_size_that_fails_costs_no_other(monkeypatch):
