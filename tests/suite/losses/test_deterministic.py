@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.testing import assert_close
 from torchrl.data import Bounded
-from torchrl.objectives import TD3Loss, ValueEstimators
+from torchrl.objectives import DDPGLoss, TD3Loss, ValueEstimators
 
 from suite.losses.deterministic import DeterministicPolicyLoss, QValueLoss, SoftTargets
 from suite.modules.latent_control import make_box_actor, make_critics
@@ -146,6 +146,39 @@ def test_torchrl_has_the_same_losses_and_gradients(centralized):
     assert_close(ours, expected)
     other = theirs.actor_network_params["module", "layers", "0", "weight"]
     assert_close(*(torch.autograd.grad(*pair)[0] for pair in ((ours, actor.layers[0].weight), (expected, other))))
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_torchrls_ddpg_is_the_case_of_one_critic_without_smoothing():
+    actor, critic = networks(5, 3, heads=1)
+    td, keys = random_batch(1), [OBSERVATION, LATENT_ACTION]
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.critics = deepcopy(critic)
+
+        def forward(self, observation, action):
+            return self.critics.first(observation, action)
+
+    theirs = DDPGLoss(TensorDictModule(deepcopy(actor), in_keys=keys[:1], out_keys=keys[1:]),
+                      TensorDictModule(One(), in_keys=keys, out_keys=[("agents", "q")]), loss_function="l2",
+                      delay_actor=True, delay_value=True)
+    theirs.set_keys(state_action_value=("agents", "q"), reward=REWARD, done=TERMINATED, terminated=TERMINATED)
+    theirs.make_value_estimator(ValueEstimators.TD0, gamma=0.9)
+    expected = theirs(td)
+    ours = QValueLoss(actor, critic, gamma=0.9)(td)["loss_value"]
+    assert_close(ours, expected["loss_value"])
+    policy = DeterministicPolicyLoss(actor, critic)(td)["loss_actor"]
+    assert_close(policy, expected["loss_actor"])
+    for own, other, part in ((ours, expected["loss_value"], "value"), (policy, expected["loss_actor"], "actor")):
+        params = list((critic if part == "value" else actor).parameters())
+        names = theirs.value_network_params if part == "value" else theirs.actor_network_params
+        found = torch.autograd.grad(other, [p for p in names.values(True, True) if p.requires_grad], retain_graph=True)
+        by_shape = sorted((g.shape, g.sum().item()) for g in found)
+        for (shape, total), g in zip(by_shape, sorted(torch.autograd.grad(own, params, retain_graph=True),
+                                                      key=lambda g: (g.shape, g.sum().item())), strict=True):
+            assert shape == g.shape and total == pytest.approx(g.sum().item(), abs=1e-6)
 
 
 class Line(nn.Module):
