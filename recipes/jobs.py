@@ -46,7 +46,7 @@ class Job:
         path = Path(self.results) / self.table / f"{file_name(self.row, self.task)}.csv"
         if not path.exists():
             return False
-        cell = read_cell(path, table.mode, table.frames_of(self.task))
+        cell = read_cell(path, table.mode_of(self.task), table.frames_of(self.task))
         return self.seed in cell.runs and self.seed not in cell.incomplete
 
     def command(self) -> list[str]:
@@ -100,7 +100,7 @@ def random_return(table: str, task: str) -> float:
     mask = [ACTION_MASK] if ACTION_MASK in env.observation_spec.keys(True, True) else []
     policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=env.action_keys)
     found = Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)
-    return found["success" if chosen.mode == "success" else "return"]
+    return found["success" if chosen.mode_of(task) == "success" else "return"]
 
 
 def evaluations(folder: Path, seed: int) -> list[Evaluation]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
+Mode = Literal["sampled", "greedy", "success"]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows and tasks of one table; a row or a task changes flags of the recipe."""
@@ -15,7 +18,7 @@ class Table:
     rows: dict[str, list[str]]
     tasks: dict[str, list[str]]
     frames: int | dict[str, int]
-    mode: Literal["sampled", "greedy", "success"] = "greedy"
+    mode: Mode | dict[str, Mode] = "greedy"
     notes: list[str] = field(default_factory=list)
 
     evaluations: int = 10
@@ -35,6 +38,10 @@ class Table:
     def recipe_of(self, row: str) -> str:
         """The module that trains a row."""
         return self.recipes.get(row, self.recipe)
+
+    def mode_of(self, task: str) -> str:
+        """What is shown of a task."""
+        return self.mode[task] if isinstance(self.mode, dict) else self.mode
 
     def frames_of(self, task: str) -> int:
         """Frames of one run on a task."""

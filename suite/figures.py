@@ -96,15 +96,17 @@ def frame_unit(most: float) -> tuple[float, str]:
     return (1e3, "frames (thousands)") if most >= 1e3 else (1.0, "frames")
 
 
-def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, Style], label: str) -> Figure:
-    """Small multiples: one panel per task, at most 3 in a line, one legend on top."""
+def draw_curves(curves: Mapping[str, Mapping[str, Curve]], styles: Mapping[str, Style],
+                labels: Mapping[str, str]) -> Figure:
+    """Small multiples: one panel per task, at most 3 in a line, one legend on top; ``labels``: of a task's scores."""
     columns = 2 if len(curves) == 4 else min(3, len(curves))
     lines = math.ceil(len(curves) / columns)
     width, height = max(3.3 * columns, 4.6), 2.7 * lines + 0.55
     figure = new_figure(width, height)
     for i, (task, by_row) in enumerate(curves.items()):
         axes = figure.add_subplot(lines, columns, i + 1)
-        draw_panel(axes, by_row, styles, label if i % columns == 0 else "")
+        same = len({labels[name] for name in curves}) == 1
+        draw_panel(axes, by_row, styles, labels[task] if i % columns == 0 or not same else "")
         axes.set_title(task, loc="left", fontsize=9.5, color=INK, pad=6)
     _legend(figure, styles, width)
     return figure
@@ -131,16 +133,17 @@ def draw(summaries: Sequence[Summary]) -> list[Drawing]:
 
 def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
     table, paths = summary.table, []
-    label = "success" if table.info.mode == "success" else f"return ({table.info.mode})"
+    labels = {task: "success" if table.info.mode_of(task) == "success" else f"return ({table.info.mode_of(task)})"
+              for task in table.tasks}
     curves = {task: {row: learning_curve(table.cells[task, row]) for row in table.rows if (task, row) in table.cells}
               for task in table.tasks}
     curves = {task: by_row for task, by_row in curves.items() if by_row}
     if curves:
-        paths.append(save_png(draw_curves(curves, styles, label), table.folder / "curves.png"))
+        paths.append(save_png(draw_curves(curves, styles, labels), table.folder / "curves.png"))
     svgs = {}
     for task, by_row in curves.items():
         figure = new_figure(3.6, 2.5)
-        draw_panel(figure.add_subplot(), by_row, styles, label)
+        draw_panel(figure.add_subplot(), by_row, styles, labels[task])
         svgs[task] = svg(figure, f"Learning curves on {task}")
     profiles = {row: profile_curve(scores) for row, scores in summary.scores.items()}
     if profiles:

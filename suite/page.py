@@ -66,10 +66,10 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
              for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
     superseded = sum(cell.superseded for cell in cells.values())
     out = [
-        ("Success" if info.mode == "success" else "Return",
-         ("share of episodes that reach the goal, greedy" if info.mode == "success" else info.mode) + " actions"
+        *((("Success" if mode == "success" else "Return") + of,
+         ("share of episodes that reach the goal, greedy" if mode == "success" else mode) + " actions"
          + f", {episodes} episodes per evaluation" * bool(episodes)
-         + f", mean of the last {info.last} evaluations" * (info.last > 1)),
+         + f", mean of the last {info.last} evaluations" * (info.last > 1)) for mode, of in _modes(summary)),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
         ("Wall time per run, median", _minutes(summary)),
         ("Command", info.command),
@@ -84,6 +84,14 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         *(("Note", note) for note in info.notes),
     ]
     return [(label, text) for label, text in out if text]
+
+
+def _modes(summary: Summary) -> list[tuple[str, str]]:
+    """What is shown, and of which tasks if it is not the same for all."""
+    by_mode: dict[str, list[str]] = {}
+    for task in summary.table.tasks:
+        by_mode.setdefault(summary.table.info.mode_of(task), []).append(task)
+    return [(mode, f" of {', '.join(tasks)}" * (len(by_mode) > 1)) for mode, tasks in by_mode.items()]
 
 
 def _minutes(summary: Summary) -> str:

@@ -54,13 +54,14 @@ class Info:
     """What table.json says; ``rows`` and ``tasks`` fix the order and name planned cells, both may be left out.
 
     ``cell_command`` is the command of one cell, in which {row} and {task} are replaced; without it ``command`` stands.
-    ``last``: a run's score is the mean of that many last evaluations.
+    ``mode`` is what is shown, one of `MODES`, or one for each task. ``last``: a run's score is the mean of that many
+    last evaluations.
     """
 
     title: str
     command: str
     hardware: str
-    mode: str
+    mode: str | dict[str, str]
     frames: int | dict[str, int]
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -70,6 +71,10 @@ class Info:
     tasks: list[str] = field(default_factory=list)
     cell_command: str = ""
     last: int = 1
+
+    def mode_of(self, task: str) -> str:
+        """What is shown of a task."""
+        return self.mode[task] if isinstance(self.mode, dict) else self.mode
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,8 @@ def _source(value: Any) -> bool:
 CHECKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("title", "command", "hardware", "cell_command"), _text),
     **dict.fromkeys(("notes", "rows", "tasks"), _all(list, _text)),
-    "mode": lambda value: value in MODES, "last": lambda value: type(value) is int and value > 0,
+    "mode": lambda value: _all(dict, lambda mode: mode in MODES)(value if type(value) is dict else {"": value}),
+    "last": lambda value: type(value) is int and value > 0,
     "frames": lambda value: _all(dict, lambda n: type(n) is int and n > 0)(
         value if type(value) is dict else {"": value}),
     "versions": _all(dict, _text), "random": _all(dict, _number), "reference": _all(dict, _all(dict, _source)),
@@ -269,7 +275,9 @@ def read_table(folder: Path) -> Table:
     target = info.frames if isinstance(info.frames, dict) else dict.fromkeys(tasks, info.frames)
     if lost := [task for task in tasks if task not in target]:
         raise ValueError(f"{folder / 'table.json'}: frames has no target for {lost}, only for {sorted(target)}")
-    cells = {key: read_cell(path, info.mode, target[key[0]], info.last) for key, path in names.items()}
+    if isinstance(info.mode, dict) and (lost := [task for task in tasks if task not in info.mode]):
+        raise ValueError(f"{folder / 'table.json'}: mode says nothing of {lost}, only of {sorted(info.mode)}")
+    cells = {key: read_cell(path, info.mode_of(key[0]), target[key[0]], info.last) for key, path in names.items()}
     return Table(folder.name, folder, info, tasks, rows, {key: cell for key, cell in cells.items() if cell.runs})
 
 

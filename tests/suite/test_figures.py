@@ -75,7 +75,7 @@ def test_frame_unit(most, unit):
 @pytest.mark.parametrize("tasks", [1, 2, 4, 5])
 def test_one_panel_per_task_and_one_legend(tasks):
     curves = {f"t/{i}": {"x": figures.learning_curve(cell([(0, 0), (10, 4)], [(0, 2), (10, 2)]))} for i in range(tasks)}
-    figure = figures.draw_curves(curves, figures.make_styles(["x"]), "return")
+    figure = figures.draw_curves(curves, figures.make_styles(["x"]), dict.fromkeys(curves, "return"))
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(curves) and len(figure.legends) == 1
 
 

@@ -165,3 +165,18 @@ def test_a_score_may_be_the_mean_of_the_last_evaluations(tmp_path):
     assert "mean of the last 3 evaluations" in report.markdown([report.summarise(table)])
     write(tmp_path, {}, last=1)
     np.testing.assert_allclose(table_of(tmp_path).cells["t/a", "x"].finals, [8.0, 4.0])
+
+
+def test_every_task_may_show_something_else(tmp_path):
+    write(tmp_path, {}, mode={"t/a": "success", "t/b": "sampled"}, tasks=["t/a", "t/b"])
+    lines = [line._replace(success=0.5) for line in run(1, 4.0)]
+    for task in ("t/a", "t/b"):
+        results.append_rows(tmp_path, "a", "x", task, lines)
+    table = table_of(tmp_path)
+    assert table.cells["t/a", "x"].finals == [0.5] and table.cells["t/b", "x"].finals == [4.0]
+    text = report.markdown([report.summarise(table)])
+    assert "Success of t/a: share of episodes" in text and "Return of t/b: sampled actions" in text
+    write(tmp_path, {}, mode={"t/a": "success"}, tasks=["t/a", "t/b"])
+    with pytest.raises(ValueError, match=r"mode says nothing of \['t/b'\]"):
+        table_of(tmp_path)
+    report.write_report(write(tmp_path, {}, mode={"t/a": "success", "t/b": "sampled"}, tasks=["t/a", "t/b"]))
