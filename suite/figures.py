@@ -139,7 +139,8 @@ def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
               for task in table.tasks}
     curves = {task: by_row for task, by_row in curves.items() if by_row}
     if curves:
-        paths.append(save_png(draw_curves(curves, styles, labels), table.folder / "curves.png"))
+        there = {row: style for row, style in styles.items() if any(row in by_row for by_row in curves.values())}
+        paths.append(save_png(draw_curves(curves, there, labels), table.folder / "curves.png"))
     svgs = {}
     for task, by_row in curves.items():
         figure = new_figure(3.6, 2.5)

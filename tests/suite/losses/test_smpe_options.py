@@ -163,7 +163,7 @@ def rows_trained(envs, steps, batches, **options):
         batch = frames(envs, steps)
         loss.receive(batch)
         encode.data.owner.extend(batch)
-        sizes = [minibatch.shape[1] for minibatch in encode.data(batch, encode.keys)]
+        sizes = [minibatch["x"].shape[1] for minibatch in encode.data(batch, encode.keys)]
         assert len(sizes) in (0, 3) and len(set(sizes)) <= 1
         rows += sum(sizes)
         when += [k] if sizes else []
