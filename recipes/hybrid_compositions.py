@@ -16,7 +16,6 @@ from recipes.running import Parts
 from suite.data import Changed, Minibatches, Replay
 from suite.distributed import total
 from suite.losses import Loss, PolicyLoss, Returns, ValueLoss
-from suite.losses.codecs import FixedCodec
 from suite.losses.deterministic import DeterministicPolicyLoss, QValueLoss, SoftTargets
 from suite.losses.hybrid_ppo import HybridPolicyLoss
 from suite.losses.pdqn import PDQNParamsLoss, PDQNValueLoss
@@ -90,11 +89,8 @@ def on_policy(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     policy = HybridPolicyLoss(actor, **trust) if factorised else PolicyLoss(actor, **trust)
     losses = {"actor": policy, "critic": ValueLoss(critic, clip=None, kind="l2")}
     passes = {"actor": cfg.actor_epochs or cfg.epochs, "critic": cfg.epochs}
-    names = dict.fromkeys(passes, cfg.algorithm) if len({*passes.values()}) == 1 else {
-        part: f"{cfg.algorithm}_{part}" for part in passes}
-    updates = [Update(name, {part: losses[part] for part in passes if names[part] == name},
-                      Minibatches(passes[next(part for part in passes if names[part] == name)], cfg.minibatch_size),
-                      **_optimisation(cfg)) for name in dict.fromkeys(names.values())]
+    updates = [Update(f"{cfg.algorithm}_{part}", {part: losses[part]}, Minibatches(count, cfg.minibatch_size),
+                      **_optimisation(cfg)) for part, count in passes.items()]
     return Parts(actor, actor, updates, estimators=[returns])
 
 
@@ -117,7 +113,7 @@ def _replay(cfg: Config, keys: list, codec: Loss) -> Replay:
 
 def _updates(cfg: Config, losses: dict[str, Loss], data: Any, targets: dict[str, list], codec: Loss) -> list[Update]:
     own = Update(cfg.algorithm, losses, data, delay={"actor": cfg.policy_delay}, targets=targets, **_optimisation(cfg))
-    return [own] if isinstance(codec, FixedCodec) else [own, *codec.updates(cfg.codec, data, **_optimisation(cfg))]
+    return [own, *codec.updates(cfg.codec, data, **_optimisation(cfg))]
 
 
 def _exploration(cfg: Config) -> dict[str, Any]:
