@@ -75,9 +75,10 @@ class Evaluator:
             if SUCCESS in out:
                 reached = reached | (out[SUCCESS].squeeze(-1) & running)
             running = running & ~out["done"].squeeze(-1)
-            if not running.any():  # one question per step: evaluation is not the hot path
-                break
             if frames is not None and not running[0]:
+                frames.append(self.env.render_frame(0, size=size))  # how it ended
+                break
+            if not running.any():  # one question per step: evaluation is not the hot path
                 break
             current = {key: out[key] for key in current if key in out}
             current |= {

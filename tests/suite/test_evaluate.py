@@ -182,12 +182,12 @@ def test_a_gif_of_one_greedy_episode(tmp_path):
     env = DrawnEnv(N, A, max_steps=7)
     path = Evaluator(env, policy(env), seed=3).video(tmp_path / "new" / "x.gif", size=(32, 32))
     with Image.open(path) as gif:
-        assert gif.format == "GIF" and gif.n_frames == 7 and gif.size == (32, 32)
+        assert gif.format == "GIF" and gif.n_frames == 8 and gif.size == (32, 32)
         shades = []
-        for k in range(7):
+        for k in range(8):
             gif.seek(k)
             shades.append(gif.convert("RGB").getpixel((5, 5))[0])
-    assert shades == pytest.approx([20 * k for k in range(7)], abs=3)
+    assert shades == pytest.approx([20 * k for k in range(8)], abs=3)  # the last one is how it ended
 
 
 def test_the_film_ends_with_the_first_copys_episode(tmp_path):
@@ -198,7 +198,7 @@ def test_the_film_ends_with_the_first_copys_episode(tmp_path):
     env = Ends(N, A, max_steps=20)
     frames = []
     Evaluator(env, constant(env, 0.0), seed=3).play(deterministic=True, frames=frames, size=(8, 8))
-    assert len(frames) == 3
+    assert len(frames) == 4
 
 
 def test_success_is_the_share_of_episodes_in_which_it_came_about():
