@@ -13,9 +13,9 @@ _COPY = ("the error of the baseline, copying the last observation, grows faster 
          "grows too under smooth random actions. The expectation is wrong, not the model.")
 _JOINT = ("others' actions move what is seen of them by little within one step, and through collisions; the squared "
           "error of the latter hides the former. Feature by feature the gain is there.")
-_EARLY = ("it is the first evaluations on give_way, after 26 to 51 thousand frames, when policies are almost uniform: "
-          "marginal and floor of the cross-entropy differ by 0.01 nats, and a skill is a ratio of noise (-2.7 to -1.6). "
-          "From the fifth on it is 0.8 to 1.2.")
+_EARLY = ("the first evaluations on give_way, after 26 to 51 thousand frames, come when policies are almost uniform: "
+          "marginal and floor of the cross-entropy differ by 0.01 nats, and a skill is a ratio of noise (-2.7 to "
+          "-1.6). From the fifth on it is 0.6 to 1.2.")
 _BAYES = "the specification's own GRU reached 0.772 where the filter has 0.814; the row that it meets is t >= 10."
 
 
