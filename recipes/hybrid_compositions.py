@@ -20,10 +20,9 @@ from suite.losses.deterministic import DeterministicPolicyLoss, QValueLoss, Soft
 from suite.losses.hybrid_ppo import HybridPolicyLoss
 from suite.losses.pdqn import PDQNParamsLoss, PDQNValueLoss
 from suite.modules import make_critic
-from suite.modules.exploration import Exploration, GaussianNoise, RandomHybrid
+from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise, RandomHybrid
 from suite.modules.hybrid_networks import (
     PASS_THROUGHS,
-    HybridEpsilonGreedy,
     make_hybrid_q,
     make_param_network,
     make_pdqn_policy,
@@ -71,7 +70,7 @@ def pdqn(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     policy = PDQNParamsLoss(params, q, inverting=cfg.inverting)
     updates = _updates(cfg, {"critic": value, "actor": policy}, _replay(cfg, [*value.in_keys, *policy.in_keys], codec),
                        value.targets(tau_q=cfg.critic_tau, tau_params=cfg.tau), codec)
-    explore = HybridEpsilonGreedy(len(specs.param_mask), **_exploration(cfg)).to(cfg.device)
+    explore = EpsilonGreedy(len(specs.param_mask), **_exploration(cfg)).to(cfg.device)
     return Parts(make_pdqn_policy(specs, params, q, explore, device=cfg.device),
                  make_pdqn_policy(specs, params, q, device=cfg.device), updates,
                  refresh=[_anneal(explore, codec)])

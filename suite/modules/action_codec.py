@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suite.modules.gaussian import reparameterise
+from suite.modules.hybrid_networks import ParamSlots
 from suite.modules.normalizer import RunningMoments
 
 LOG_STD = -4.0, 15.0  # limits of the posterior's log standard deviation
@@ -37,16 +38,13 @@ class DirectCodec(nn.Module):
 
     def __init__(self, param_mask: Tensor):
         super().__init__()
-        self.choices = len(param_mask)
-        self.latent_width = self.choices + int(param_mask.sum())
-        self.register_buffer("mask", param_mask.clone(), persistent=False)
-        slots = self.choices + param_mask.flatten().long().cumsum(0).view_as(param_mask) - 1
-        self.register_buffer("slots", slots.where(param_mask, 0), persistent=False)
+        self.choices, self.slots = len(param_mask), ParamSlots(param_mask)
+        self.latent_width = self.choices + self.slots.width
 
     def act(self, obs: Tensor, latent_action: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Choice int64 [...] and parameters [..., P], 0 where it has none; the observation is not read."""
         choice = latent_action[..., :self.choices].argmax(-1)
-        return choice, latent_action.gather(-1, self.slots[choice]) * self.mask[choice]
+        return choice, self.slots(choice, latent_action[..., self.choices:])
 
 
 class EmbeddingCodec(nn.Module):

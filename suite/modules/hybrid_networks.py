@@ -15,7 +15,7 @@ from tensordict import NestedKey
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from suite.modules.exploration import Exploration
+from suite.modules.exploration import EpsilonGreedy
 from suite.modules.networks import AgentInput, Init, Sharing, mlp, sharing_index
 from suite.modules.q_networks import ACTION_VALUE
 from suite.specs import ACTION_MASK, CHOICE, GROUP, OBSERVATION, PARAMS, Specs
@@ -180,35 +180,13 @@ class BestChoice(nn.Module):
         return (values if mask is None else values.masked_fill(~mask, -torch.inf)).argmax(-1)
 
 
-class HybridEpsilonGreedy(Exploration):
-    """With probability ``level``, each agent for itself takes a uniformly random allowed choice.
-
-    Its parameters stay those of the network (the published programs, whose added noise has a deviation of 1e-4), or
-    with ``random_params`` are then drawn too, uniformly in [-1, 1], for all choices. ``anneal`` may as well be given
-    finished episodes, if ``frames`` counts those.
-    """
-
-    def __init__(self, choices: int, *, random_params: bool = False, **schedule):
-        super().__init__(**schedule)
-        self.choices, self.random_params = choices, random_params
-
-    def forward(self, choice: Tensor, all_params: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Choice int64 [..., A], all parameters [..., A, D], optional mask [..., A, K] -> choice, all parameters."""
-        score = torch.rand(*choice.shape, self.choices, device=choice.device)
-        chosen = (score if mask is None else score.masked_fill(~mask, -1.0)).argmax(-1)
-        random = torch.rand(choice.shape, device=choice.device) < self.level
-        if self.random_params:
-            all_params = torch.where(random.unsqueeze(-1), 2 * torch.rand_like(all_params) - 1, all_params)
-        return torch.where(random, chosen, choice), all_params
-
-
 def make_pdqn_policy(specs: Specs, param_network: TensorDictModule, q_network: TensorDictModule,
-                     explore: HybridEpsilonGreedy | None = None, *,
-                     device: torch.device | str) -> TensorDictSequential:
+                     explore: EpsilonGreedy | None = None, *, device: torch.device | str) -> TensorDictSequential:
     """Parameters of all choices, their values, the best choice, exploration if any, the chosen parameters.
 
     It writes `ALL_PARAMS`, which the losses read, and the action: `CHOICE` and `PARAMS` [..., A, P], zero behind the
-    parameters that the choice has. Parameters may lie outside [-1, 1], where the environment clamps them.
+    parameters that the choice has. Parameters may lie outside [-1, 1], where the environment clamps them. A choice that
+    exploration draws has the network's parameters, as in the published programs but for noise of deviation 1e-4.
 
     Raises:
         ValueError: the actions are not hybrid.
@@ -218,6 +196,6 @@ def make_pdqn_policy(specs: Specs, param_network: TensorDictModule, q_network: T
     steps = [param_network, q_network,
              TensorDictModule(BestChoice(), in_keys=[ACTION_VALUE, *mask], out_keys=[CHOICE])]
     if explore is not None:
-        steps.append(TensorDictModule(explore, in_keys=[CHOICE, ALL_PARAMS, *mask], out_keys=[CHOICE, ALL_PARAMS]))
+        steps.append(TensorDictModule(explore, in_keys=[CHOICE, *mask], out_keys=[CHOICE]))
     steps.append(TensorDictModule(slots, in_keys=[CHOICE, ALL_PARAMS], out_keys=[PARAMS]))
     return TensorDictSequential(*steps).to(device)

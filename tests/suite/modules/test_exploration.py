@@ -120,3 +120,14 @@ def test_random_hybrid_actions_while_it_warms_up():
     warming.fill_(False)
     for ours, given in zip(module(choice, params), (choice, params), strict=True):
         assert torch.equal(ours, given)
+
+
+def test_agents_explore_independently_of_each_other():
+    """Level 0.6 of three choices: each agent leaves choice 0 with probability 0.4, both do with 0.16."""
+    torch.manual_seed(0)
+    action = torch.zeros(20_000, 2, dtype=torch.int64)
+    found = EpsilonGreedy(3, start=0.6, end=0.0, frames=10)(action)
+    shares = torch.bincount(found.flatten(), minlength=3) / found.numel()
+    torch.testing.assert_close(shares, torch.tensor([0.6, 0.2, 0.2]), atol=0.01, rtol=0)
+    assert (found > 0).float().prod(-1).mean().item() == pytest.approx(0.16, abs=0.01)
+    assert found.dtype == torch.int64 and not action.any()

@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from suite.collector import make_collector
 from suite.evaluate import Evaluator
+from suite.modules.exploration import EpsilonGreedy
 from suite.modules.hybrid_networks import (
     ALL_PARAMS,
     PASS_THROUGHS,
     BestChoice,
-    HybridEpsilonGreedy,
     HybridQNetwork,
     ParamSlots,
     PassThrough,
@@ -157,44 +157,9 @@ def test_best_allowed_choice():
     assert BestChoice()(values, torch.tensor([[True, False, True], [False, True, True]])).tolist() == [2, 2]
 
 
-def explore(start, **options):
+def explore(start):
     torch.manual_seed(0)
-    return HybridEpsilonGreedy(3, start=start, end=0.0, frames=10, **options)
-
-
-def test_random_choices_keep_the_networks_parameters():
-    choice, every = torch.zeros(20_000, 2, dtype=torch.int64), torch.randn(20_000, 2, 3)
-    found, params = explore(0.6)(choice, every)
-    assert torch.equal(params, every) and found.dtype == torch.int64 and not choice.any()
-    shares = torch.bincount(found.flatten(), minlength=3) / found.numel()
-    assert_close(shares, torch.tensor([0.6, 0.2, 0.2]), atol=0.01, rtol=0)
-    both = (found > 0).float()  # 0.4 each, independent of the other agent
-    assert both.prod(-1).mean().item() == pytest.approx(0.16, abs=0.01)
-    assert torch.equal(explore(0.0)(choice, every)[0], choice)
-
-
-def test_masked_choices_are_never_drawn():
-    mask = torch.tensor([True, False, True]).expand(5000, 1, 3)
-    found = explore(1.0)(torch.zeros(5000, 1, dtype=torch.int64), torch.zeros(5000, 1, 3), mask)[0]
-    assert_close(torch.bincount(found.flatten(), minlength=3) / 5000, torch.tensor([0.5, 0.0, 0.5]), atol=0.03, rtol=0)
-
-
-def test_random_choices_may_draw_all_parameters_too():
-    choice, every = torch.full((20_000, 1), -1), torch.full((20_000, 1, 3), 7.0)
-    found, params = explore(0.5, random_params=True)(choice, every)
-    drawn = found.squeeze(-1) >= 0
-    assert drawn.float().mean().item() == pytest.approx(0.5, abs=0.02)
-    assert (params[~drawn] == 7).all() and (params[drawn].abs() <= 1).all()
-    assert params[drawn].mean().item() == pytest.approx(0.0, abs=0.02)
-    assert params[drawn].std().item() == pytest.approx(3**-0.5, abs=0.01)  # uniform in [-1, 1]
-
-
-def test_the_level_anneals_and_is_the_whole_state():
-    module = explore(1.0)
-    module.anneal(4)
-    assert float(module.level) == pytest.approx(0.6) and list(module.state_dict()) == ["level"]
-    with pytest.raises(ValueError, match="exploration must fall"):
-        HybridEpsilonGreedy(3, start=0.1, end=0.5, frames=10)
+    return EpsilonGreedy(3, start=start, end=0.0, frames=10)
 
 
 # --------------------------------------------------------------- the policy
@@ -229,10 +194,10 @@ def test_policy_takes_the_best_choice_with_its_own_parameters(values, choice, pa
 def test_policy_respects_masks_and_explores():
     tensors = {OBSERVATION: torch.zeros(4, 2, 4), ACTION_MASK: torch.tensor([False, True, True]).expand(4, 2, 3)}
     assert (Lowered(fixed_policy((3.0, 1.0, 2.0), mask=True))(dict(tensors))[CHOICE] == 2).all()
-    policy = fixed_policy((3.0, 1.0, 2.0), mask=True, exploration=explore(1.0, random_params=True))
+    policy = fixed_policy((3.0, 1.0, 2.0), mask=True, exploration=explore(1.0))
     out = Lowered(policy)(dict(tensors))
     assert set(out[CHOICE].unique().tolist()) == {1, 2}
-    assert (out[ALL_PARAMS].abs() <= 1).all()  # what is stored is what was played
+    assert_close(out[ALL_PARAMS], torch.tensor([0.1, 0.2, 3.0]).expand(4, 2, 3))  # random choices keep the network's
     assert_close(out[PARAMS], ParamSlots(UNEVEN)(out[CHOICE], out[ALL_PARAMS]))
 
 
