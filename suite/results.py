@@ -1,9 +1,9 @@
 """Result files: what stands in them, appending to them, reading them back.
 
-``results/<table>/<row>__<task with '/' as '.'>.csv`` holds one line per evaluation (see `Evaluation`), and
-``results/<table>/table.json`` describes the table (see `Info`). Both are only parsed, never executed. A line whose
-frames do not exceed its seed's previous line means that the run was resumed or repeated from there: it replaces the
-lines of that seed at or beyond it. The last line of a seed is its final policy.
+``results/<table>/<row>__<task>.csv`` (the task's '/' as '.' and its '.' as '~') holds one line per evaluation (see
+`Evaluation`), and ``results/<table>/table.json`` describes the table (see `Info`). Both are only parsed, never
+executed. A line whose frames do not exceed its seed's previous line means that the run was resumed or repeated from
+there: it replaces the lines of that seed at or beyond it. The last line of a seed is its final policy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*")
-TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=-]*(/[A-Za-z0-9][A-Za-z0-9_+=-]*)*")
+TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*(/[A-Za-z0-9][A-Za-z0-9_+=.-]*)*")
 COLUMNS = {"sampled": "return_sampled", "greedy": "return_greedy", "success": "success"}  # what a table's mode shows
 MODES = tuple(COLUMNS)
 
@@ -127,12 +127,18 @@ class Table:
 
 
 def file_name(row: str, task: str) -> str:
-    """``<row>__<task>`` without ending, '/' as '.'; names that could not be read back are refused."""
+    """``<row>__<task>`` without ending, '/' as '.' and '.' as '~'; names that could not be read back are refused."""
     if not NAME.fullmatch(row) or "__" in row or row.endswith("_"):
         raise ValueError(f"row name {row!r}: letters, digits and _ + = . - are allowed, without '__' or '_' at the end")
     if not TASK.fullmatch(task):
-        raise ValueError(f"task name {task!r}: letters, digits and _ + = - are allowed in its parts, joined by '/'")
-    return f"{row}__{task.replace('/', '.')}"
+        raise ValueError(f"task name {task!r}: letters, digits and _ + = . - are allowed in its parts, joined by '/'")
+    return f"{row}__{task.replace('.', '~').replace('/', '.')}"
+
+
+def names_of(stem: str) -> tuple[str, str]:
+    """Task and row of a `file_name`."""
+    row, _, task = stem.partition("__")
+    return task.replace(".", "/").replace("~", "."), row
 
 
 def append_rows(results: Path | str, table: str, row: str, task: str, rows: Iterable[Evaluation]) -> Path:
@@ -258,10 +264,7 @@ def read_info(path: Path) -> Info:
 def read_table(folder: Path) -> Table:
     """One table folder; tasks and rows in the order of table.json, then those only found as files."""
     info = read_info(folder / "table.json")
-    names = {}
-    for path in sorted(folder.glob("*.csv")):
-        row, _, task = path.stem.partition("__")
-        names[task.replace(".", "/"), row] = path
+    names = {names_of(path.stem): path for path in sorted(folder.glob("*.csv"))}
     tasks = list(dict.fromkeys([*info.tasks, *sorted(task for task, _ in names)]))
     rows = list(dict.fromkeys([*info.rows, *sorted(row for _, row in names)]))
     try:

@@ -6,6 +6,7 @@ import pytest
 
 from recipes.tables import TABLES
 from suite.config import parse_cli
+from suite.results import file_name, names_of
 
 CELLS = [(name, row, task) for name, table in TABLES.items() for row in table.rows for task in table.tasks
          if table.has(row, task)]
@@ -17,6 +18,7 @@ def test_the_flags_of_a_cell(name, row, task):
     recipe = import_module(table.recipe_of(row))
     cfg = parse_cli(recipe.configure, recipe.Config, choosers=recipe.CHOOSERS, prog="", args=table.flags(row, task))
     assert (cfg.task, cfg.frames, cfg.evaluations) == (task, table.frames_of(task), table.evaluations)
+    assert names_of(file_name(row, task)) == (task, row)
 
 
 def test_published_numbers_are_of_cells_that_exist():

@@ -37,11 +37,16 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "task"), [("a__b", "t"), ("a_", "t"), ("a/b", "t"), ("", "t"), ("..", "t"), ("a", ""),
-                                           ("a", "t.x"), ("a", "../t")])
+                                           ("a", "t~x"), ("a", ".t"), ("a", "../t")])
 def test_names_that_cannot_be_read_back_are_refused(tmp_path, row, task):
     with pytest.raises(ValueError, match="name"):
         results.append_rows(tmp_path, "a", row, task, [])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["vmas/navigation", "hybrid/vmas.navigation", "hybrid/foraging.2s-8x8-2p-2f-coop"])
+def test_names_come_back_from_a_file_name(task):
+    assert results.names_of(results.file_name("a.b_c", task)) == (task, "a.b_c")
 
 
 def test_bad_new_lines_write_nothing(tmp_path):
