@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,9 @@ class BatchedEnv(EnvBase):
         """One step of all rows: observations, reward [N, A, 1] and the three done flags [N, 1]."""
         reward, terminated, *cut = self._simulate(actions)
         self.steps = self.steps + 1
-        limit = cut[0] if cut else torch.zeros_like(terminated)
         if self.max_steps is not None:
-            limit = limit | (self.steps >= self.max_steps)
+            cut.append(self.steps >= self.max_steps)
+        limit = reduce(torch.logical_or, cut) if cut else torch.zeros_like(terminated)
         if not self.truncate:
             terminated, limit = terminated | limit, torch.zeros_like(limit)
         out = self._observe()

@@ -23,12 +23,12 @@ LIMIT = 25
 
 
 def jump(sets: Tensor, directions: Tensor, state: Mover, choice: Tensor, params: Tensor) -> Step:
-    """One step: go by ``params`` [N, n] along those of ``directions`` [n, 2] that ``sets`` [K, n] has for the choice.
+    """One step: go by ``params`` [N, n] along those of ``directions`` [2, n] that ``sets`` [K, n] has for the choice.
 
     The nose points along the arc tangent of y / x, which is what the original shows.
     """
-    position = state.position + (sets[choice] * params) @ directions
-    heading = (position[:, 1] / position[:, 0]).atan()
+    position = state.position + directions @ (sets[choice] * params).t()
+    heading = (position[1] / position[0]).atan()
     return settle(LIMIT, state, state._replace(position=position, heading=heading, drift=heading))
 
 
@@ -43,7 +43,7 @@ def make_actuators(name: str, *, num_envs: int, device: torch.device | str, seed
     check_options(name, options, ["compile"])
     n = int(name.rpartition("-")[2])
     sets, device = switches(n), torch.device(device)
-    rules = partial(jump, sets.to(device, torch.float32), actuators(n).to(device, torch.float32))
+    rules = partial(jump, sets.to(device, torch.float32), actuators(n).t().to(device, torch.float32))
     env = Driving(rules, LIMIT, param_sizes=(n,) * len(sets), num_envs=num_envs, device=device, seed=seed,
                   max_steps=max_steps, truncate=truncate, backend=backend_of(compile))
     env.param_mask = sets.to(device)

@@ -71,9 +71,12 @@ class HybridEnv(BatchedEnv):
 
     def row(self, env_index: int) -> NamedTuple:
         """One row's state on the CPU, without the dimension of the rows; ValueError if there is no such row."""
+        self._check_row(env_index)
+        return type(self.state)(*(value[env_index].cpu() for value in self.state))
+
+    def _check_row(self, env_index: int) -> None:
         if not 0 <= env_index < self.num_envs:
             raise ValueError(f"env_index must be in [0, {self.num_envs - 1}], got {env_index}")
-        return type(self.state)(*(value[env_index].cpu() for value in self.state))
 
     # ------------------------------------------------------------------ what the base makes of it
 

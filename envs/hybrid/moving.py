@@ -20,7 +20,7 @@ from envs.compiling import backend_of
 from envs.hybrid import check_options
 from envs.hybrid.base import Step
 from envs.hybrid.point_drawing import draw_point
-from envs.hybrid.point_mass import PureRules
+from envs.hybrid.pure_rules import PureRules
 
 DT, BRAKE, MAX_ACCELERATION, MAX_TURN = 0.005, 0.1, 0.5, math.pi / 2
 RADIUS, FIELD, SPREAD = 0.1, 1.0, 0.9  # of the target; half sides of the field, and of where targets lie
@@ -29,8 +29,8 @@ ACCELERATE, TURN, BRAKING = 0, 1, 2
 
 
 class Mover(NamedTuple):
-    """N bodies: position [N, 2], speed [N], direction of the nose and of the motion [N] (rad), target [N, 2], steps
-    taken int64 [N]. In Moving both directions are the same.
+    """N bodies: position [2, N], speed [N], direction of the nose and of the motion [N] (rad), target [2, N], steps
+    taken [N]. In Moving both directions are the same.
     """
 
     position: Tensor
@@ -45,10 +45,10 @@ class Mover(NamedTuple):
 
 def start(uniform: Tensor) -> Mover:
     """New episodes from unit draws [N, 6]: target x, y, one that is not used, agent x, y, and heading."""
-    target, position = SPREAD * (2 * uniform[:, :2] - 1), FIELD * (2 * uniform[:, 3:5] - 1)
-    heading = 2 * math.pi * uniform[:, 5]
+    draws = uniform.t()
+    target, position, heading = SPREAD * (2 * draws[:2] - 1), FIELD * (2 * draws[3:5] - 1), 2 * math.pi * draws[5]
     zero = torch.zeros_like(heading)
-    return Mover(position, zero, heading, zero.clone(), target, zero.to(torch.int64))
+    return Mover(position, zero, heading, zero, target, zero)
 
 
 def see(limit: int, state: Mover) -> Tensor:
@@ -56,15 +56,13 @@ def see(limit: int, state: Mover) -> Tensor:
     reach, share of ``limit`` used.
     """
     away = distance(state)
-    near, used = (away <= RADIUS).to(away.dtype), state.age.to(away.dtype) / limit
-    return torch.stack([*state.position.unbind(-1), state.speed, state.heading.cos(), state.heading.sin(),
-                        *state.target.unbind(-1), away, near, used], -1)
+    return torch.stack([*state.position, state.speed, state.heading.cos(), state.heading.sin(), *state.target, away,
+                        (away <= RADIUS).to(away.dtype), state.age / limit], -1)
 
 
 def distance(state: Mover) -> Tensor:
     """How far [N] the target is."""
-    x, y = (state.target - state.position).unbind(-1)  # sums over a short last dimension are slow
-    return torch.hypot(x, y)
+    return torch.hypot(*(state.target - state.position))
 
 
 def settle(limit: int, before: Mover, after: Mover) -> Step:
@@ -76,7 +74,7 @@ def settle(limit: int, before: Mover, after: Mover) -> Step:
     after = after._replace(age=before.age + 1)
     was, now = distance(before), distance(after)
     success = (now < RADIUS) & (after.speed == 0)
-    x, y = (after.position.abs() > FIELD).unbind(-1)
+    x, y = after.position.abs() > FIELD
     lost = (x | y | (after.age > limit)) & ~success
     reward = torch.where(lost, -1.0, was - now - PENALTY + success)
     return Step(after, reward, success | lost, success)
@@ -118,7 +116,7 @@ def _turned(heading: Tensor, turn: Tensor, choice: Tensor) -> Tensor:
 
 
 def _glide(state: Mover) -> Mover:
-    path = (DT * state.speed).unsqueeze(-1) * torch.stack([state.drift.cos(), state.drift.sin()], -1)
+    path = DT * state.speed * torch.stack([state.drift.cos(), state.drift.sin()])
     return state._replace(position=state.position + path)
 
 

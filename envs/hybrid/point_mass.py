@@ -9,7 +9,6 @@ reward of zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.compiling import backend_of, one_graph
+from envs.compiling import backend_of
 from envs.hybrid import check_options
-from envs.hybrid.base import HybridEnv, Step
+from envs.hybrid.base import Step
 from envs.hybrid.point_drawing import draw_point
+from envs.hybrid.pure_rules import PureRules
 
 DT, DRAG, FORCE = 0.1, 0.25, 2.0  # seconds; share of the velocity lost in a step; of a full push, the mass is 1
 REACH, PRIZE = 0.2, 20.0  # distance that counts as arrived; what it pays
@@ -29,7 +29,7 @@ CATCH_LIMIT, MOVE_LIMIT = 25, 30
 
 
 class Point(NamedTuple):
-    """N points: position, velocity and landmark [N, 2], failed catches int64 [N] (Catch Point alone counts them)."""
+    """N points: position, velocity and landmark [2, N], failed catches [N] (Catch Point alone counts them)."""
 
     position: Tensor
     velocity: Tensor
@@ -41,22 +41,20 @@ class Point(NamedTuple):
 
 def start(uniform: Tensor) -> Point:
     """New episodes from unit draws [N, 4]: agent x, y and landmark x, y, each in [-1, 1]; at rest."""
-    places = 2 * uniform - 1
-    position, landmark = places[:, :2].contiguous(), places[:, 2:].contiguous()
-    misses = torch.zeros(len(places), dtype=torch.int64, device=places.device)
-    return Point(position, torch.zeros_like(position), landmark, misses)
+    position, landmark = (2 * uniform - 1).t().split(2)
+    return Point(position, torch.zeros_like(position), landmark, torch.zeros_like(position[0]))
 
 
 def see(state: Point) -> Tensor:
     """Observations [N, 4]: velocity, and where the landmark is from here."""
-    return torch.cat([state.velocity, state.landmark - state.position], -1)
+    return torch.stack([*state.velocity, *(state.landmark - state.position)], -1)
 
 
 def push(state: Point, force: Tensor) -> tuple[Point, Tensor]:
-    """Move under ``force`` [N, 2]; the new state and its squared distance [N] to the landmark."""
+    """Move under ``force`` [2, N]; the new state and its squared distance [N] to the landmark."""
     velocity = torch.add((1 - DRAG) * state.velocity, force, alpha=DT)
     position = torch.add(state.position, velocity, alpha=DT)
-    x, y = (state.landmark - position).unbind(-1)  # a sum over a short last dimension is slow
+    x, y = state.landmark - position
     return state._replace(position=position, velocity=velocity), x * x + y * y
 
 
@@ -68,8 +66,8 @@ def catch(state: Point, choice: Tensor, param: Tensor) -> Step:
     11th failed catch pays nothing and ends it as a failure.
     """
     catching, angle = choice == 1, math.pi * param
-    force = FORCE * torch.stack([angle.sin(), angle.cos()], -1)
-    moved, square = push(state, force.masked_fill(catching.unsqueeze(-1), 0.0))
+    force = torch.stack([angle.sin(), angle.cos()]) * torch.where(catching, 0.0, FORCE)
+    moved, square = push(state, force)
     lost = state.misses > MISSES
     tries, near = catching & ~lost, square <= REACH**2
     caught = tries & near
@@ -78,11 +76,11 @@ def catch(state: Point, choice: Tensor, param: Tensor) -> Step:
 
 
 def move(motions: Tensor, state: Point, choice: Tensor, param: Tensor) -> Step:
-    """One step of Hard Move and Simple Move: push by 2 * ``param`` [N] times the choice's row of ``motions`` [K, 2].
+    """One step of Hard Move and Simple Move: push by 2 * ``param`` [N] times the choice's column of ``motions`` [2, K].
 
     Reward is minus the squared distance, and 20 more within 0.2, which ends the episode as a success.
     """
-    moved, square = push(state, motions[choice] * (FORCE * param).unsqueeze(-1))
+    moved, square = push(state, motions.index_select(1, choice) * (FORCE * param))
     near = square <= REACH**2
     return Step(moved, PRIZE * near - square, near, near)
 
@@ -115,35 +113,6 @@ def simple_motions() -> Tensor:
 
 # ---------------------------------------------------------------------- environments
 
-class PureRules(HybridEnv):
-    """A hybrid task whose step and view are pure functions of tensors, one graph if compiled.
-
-    A subclass implements ``_begin`` and calls `_set_rules` behind the base's constructor.
-    """
-
-    def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
-                   backend: str | None) -> None:
-        """``rules`` takes states, choices [N] and parameters [N, P]; ``look`` makes observations of states."""
-        def play(state: Any, choice: Tensor, params: Tensor) -> tuple[Step, Tensor]:
-            step = rules(state, choice, params)
-            return step, look(step.state)
-
-        choice = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        params = torch.zeros(self.num_envs, self.param_mask.shape[-1], device=self.device)
-        self._play = one_graph(play, backend, self.state, choice, params)
-        self._look = look  # behind resets alone, where a graph of so little saves nothing
-        self._shown: tuple[Any, Tensor | None] = (None, None)  # a state, and what the step that led there saw of it
-
-    def _advance(self, state: Any, choice: Tensor, params: Tensor) -> Step:
-        step, seen = self._play(state, choice, params)
-        self._shown = step.state, seen
-        return step
-
-    def _see(self, state: Any) -> Tensor:
-        (known, seen), self._shown = self._shown, (None, None)  # handed out once: it must be fresh
-        return seen if known is state else self._look(state)
-
-
 class PointMass(PureRules):
     """N copies of a point-mass task. Made by `make_catch_point`, `make_hard_move` and `make_simple_move`.
 
@@ -156,7 +125,7 @@ class PointMass(PureRules):
         sizes = (1, 0) if motions is None else (1,) * len(motions)
         super().__init__(num_envs=num_envs, seed=seed, device=device, max_steps=max_steps, observation_dim=4,
                          param_sizes=sizes, truncate=truncate)
-        rules = catch if motions is None else partial(move, motions.to(self.device, torch.float32))
+        rules = catch if motions is None else partial(move, motions.t().contiguous().to(self.device, torch.float32))
         self.counts_misses = motions is None
         self._set_rules(lambda state, choice, params: rules(state, choice, params[:, 0]), see, backend)
 

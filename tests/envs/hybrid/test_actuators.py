@@ -18,12 +18,12 @@ COUNTS = (4, 6, 8, 10)
 
 
 def rules(n):
-    return partial(jump, switches(n).double(), actuators(n))
+    return partial(jump, switches(n).double(), actuators(n).t())
 
 
 def mover(numbers):
     x, y, speed, heading, _, tx, ty, age = numbers.unbind(-1)
-    return Mover(torch.stack([x, y], -1), speed, heading, heading, torch.stack([tx, ty], -1), age.long())
+    return Mover(torch.stack([x, y]), speed, heading, heading, torch.stack([tx, ty]), age)
 
 
 def close(ours, theirs):
@@ -73,16 +73,16 @@ def test_parameters_of_actuators_that_are_off_are_not_read(n):
 
 def test_every_actuator_moves_its_own_way():
     env = make_env("hybrid/actuators-4", num_envs=3)
-    env.state = env.state._replace(position=torch.zeros(3, 2), target=torch.full((3, 2), 0.9))
+    env.state = env.state._replace(position=torch.zeros(2, 3), target=torch.full((2, 3), 0.9))
     params = torch.tensor([[[0.1, 0.2, 0.3, 0.4]]]).expand(3, 1, 4)
     out = env.step_tensors({CHOICE: torch.tensor([[0b1000], [0b0110], [0b1111]]), PARAMS: params})
-    torch.testing.assert_close(env.state.position, torch.tensor([[0.1, 0.0], [-0.3, 0.2], [-0.2, -0.2]]))
+    torch.testing.assert_close(env.state.position, torch.tensor([[0.1, -0.3, -0.2], [0.0, 0.2, -0.2]]))
     assert not out["done"].any()
 
 
 def test_entering_the_target_is_success_leaving_the_field_is_not():
     env = make_env("hybrid/actuators-4", num_envs=2)
-    env.state = env.state._replace(position=torch.tensor([[0.5, 0.5], [0.9, 0.5]]), target=torch.full((2, 2), 0.5))
+    env.state = env.state._replace(position=torch.tensor([[0.5, 0.9], [0.5, 0.5]]), target=torch.full((2, 2), 0.5))
     out = env.step_tensors({CHOICE: torch.full((2, 1), 0b1000), PARAMS: torch.tensor([[[0.05] * 4], [[0.5] * 4]])})
     torch.testing.assert_close(out[REWARD].flatten(), torch.tensor([1 - 0.05 - 0.001, -1.0]))
     assert out["terminated"].all() and out["success"].flatten().tolist() == [True, False]

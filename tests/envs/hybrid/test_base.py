@@ -144,7 +144,7 @@ def test_options_that_do_not_exist_are_named():
 def test_one_row_of_a_state():
     env = make_env("hybrid/catch_point", num_envs=3)
     row = env.row(2)
-    assert type(row) is type(env.state) and all(torch.equal(a, b[2]) for a, b in zip(row, env.state, strict=True))
+    assert type(row) is type(env.state) and all(torch.equal(a, b[..., 2]) for a, b in zip(row, env.state, strict=True))
     for wrong in (3, -1):
         with pytest.raises(ValueError, match=rf"env_index must be in \[0, 2\], got {wrong}"):
             env.row(wrong)

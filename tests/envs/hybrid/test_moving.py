@@ -19,12 +19,12 @@ PREFIXES = [f"traj{k}_" for k in range(5)]
 def mover(numbers):
     """States from recorded ones [N, 8]; Moving's own direction of motion is that of its nose."""
     x, y, speed, heading, drift, tx, ty, age = numbers.unbind(-1)
-    return Mover(torch.stack([x, y], -1), speed, heading, torch.where(drift.isnan(), heading, drift),
-                 torch.stack([tx, ty], -1), age.long())
+    return Mover(torch.stack([x, y]), speed, heading, torch.where(drift.isnan(), heading, drift),
+                 torch.stack([tx, ty]), age)
 
 
 def joined(parts):
-    return Mover(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return Mover(*(torch.cat(columns, -1) for columns in zip(*parts, strict=True)))
 
 
 def parameter(file, prefix):
@@ -39,7 +39,7 @@ def close(ours, theirs):
 
 def assert_same(step, file, prefix, rows, at):
     for ours, theirs in zip(step.state, mover(file[f"{prefix}state"][1:][at]), strict=True):
-        close(ours[rows], theirs)
+        close(ours[..., rows], theirs)
     close(see(LIMIT, step.state)[rows], file[f"{prefix}obs"][1:][at])
     close(step.reward[rows], file[f"{prefix}reward"][at])
     assert torch.equal(step.terminated[rows], file[f"{prefix}done"][at])
@@ -98,8 +98,8 @@ def test_the_direction_left_over_from_the_last_episode_makes_no_difference():
 
 def body(rows=1, **more):
     zero = torch.zeros(rows, dtype=torch.float64)
-    fields = {"position": torch.zeros(rows, 2, dtype=torch.float64), "speed": zero, "heading": zero, "drift": zero,
-              "target": torch.full((rows, 2), 0.5, dtype=torch.float64), "age": torch.zeros(rows, dtype=torch.int64)}
+    fields = {"position": torch.zeros(2, rows, dtype=torch.float64), "speed": zero, "heading": zero, "drift": zero,
+              "target": torch.full((2, rows), 0.5, dtype=torch.float64), "age": zero}
     return Mover(**(fields | more))
 
 
@@ -114,12 +114,12 @@ def test_only_sliding_keeps_its_direction_in_a_turn():
     state, turn, half = body(speed=torch.ones(1, dtype=torch.float64)), torch.tensor([TURN]), torch.tensor([1.0])
     slid, drove = sliding(state, turn, half.double()).state, moving(state, turn, half.double()).state
     assert slid.heading.item() == drove.heading.item() == pytest.approx(math.pi / 2)
-    close(slid.position, torch.tensor([[0.005, 0.0]], dtype=torch.float64))
-    close(drove.position, torch.tensor([[0.0, 0.005]], dtype=torch.float64))
+    close(slid.position, torch.tensor([[0.005], [0.0]], dtype=torch.float64))
+    close(drove.position, torch.tensor([[0.0], [0.005]], dtype=torch.float64))
 
 
 def test_stopping_in_the_target_is_success_and_leaving_the_field_is_not():
-    places = torch.tensor([[0.45, 0.5], [0.45, 0.5], [0.999, 0.0]], dtype=torch.float64)
+    places = torch.tensor([[0.45, 0.45, 0.999], [0.5, 0.5, 0.0]], dtype=torch.float64)
     speed = torch.tensor([0.05, 1.0, 1.0], dtype=torch.float64)
     step = moving(body(3, position=places, speed=speed), torch.full((3,), BRAKING), torch.zeros(3))
     assert step.terminated.tolist() == [True, False, True] and step.success.tolist() == [True, False, False]
@@ -127,7 +127,7 @@ def test_stopping_in_the_target_is_success_and_leaving_the_field_is_not():
 
 
 def test_success_counts_at_the_last_step_too():
-    state = body(position=torch.tensor([[0.45, 0.5]], dtype=torch.float64), age=torch.tensor([LIMIT]))
+    state = body(position=torch.tensor([[0.45], [0.5]], dtype=torch.float64), age=torch.tensor([float(LIMIT)]))
     step = moving(state, torch.tensor([BRAKING]), torch.zeros(1))
     assert step.success.item() and step.reward.item() == pytest.approx(0.999)
 
@@ -139,9 +139,9 @@ def test_rows_do_not_know_their_place(rules):
     choice, param = torch.randint(3, (64,), generator=generator), torch.rand(64, generator=generator)
     order = torch.randperm(64, generator=generator)
     one = rules(state, choice, param)
-    two = rules(Mover(*(x[order] for x in state)), choice[order], param[order])
+    two = rules(Mover(*(x[..., order] for x in state)), choice[order], param[order])
     for a, b in zip([*one.state, *one[1:]], [*two.state, *two[1:]], strict=True):
-        assert torch.equal(a[order], b)
+        assert torch.equal(a[..., order], b)
 
 
 def test_parameters_are_stretched_to_the_range_of_their_choice():
@@ -189,7 +189,7 @@ def test_float32_follows_the_recording():
     """The environment itself, in its own units, for a hundred steps."""
     file = Golden("hyar", "env_sliding")
     env = make_env("hybrid/sliding", num_envs=1)
-    env.state = Mover(*(x if x.dtype == torch.int64 else x.float() for x in mover(file["traj1_state"][:1])))
+    env.state = Mover(*(x.float() for x in mover(file["traj1_state"][:1])))
     act, param = file["traj1_act"], parameter(file, "traj1_")
     ours = torch.where(act == ACCELERATE, 2 * param.clamp(0, 1) - 1, param).float()
     for t in range(100):

@@ -29,19 +29,19 @@ TASKS = ["catch_point", "simple_move", *(f"hard_move-{n}" for n in (4, 6, 8, 10)
 def recorded(task):
     """The file, the prefixes of its five trajectories, and the rules that they obey."""
     base, _, n = task.partition("-")
-    rules = {"catch_point": catch, "simple_move": partial(move, simple_motions())}
+    rules = {"catch_point": catch, "simple_move": partial(move, simple_motions().t())}
     prefix = f"n{n}_traj" if n else "traj"
     return (Golden("hyar", f"env_{base}"), [f"{prefix}{k}_" for k in range(5)],
-            partial(move, hard_motions(int(n))) if n else rules[base])
+            partial(move, hard_motions(int(n)).t()) if n else rules[base])
 
 
 def states(file, prefix, rows):
-    numbers = file[f"{prefix}state"][rows]
-    return Point(numbers[:, :2], numbers[:, 2:4], numbers[:, 4:], file[f"{prefix}valid"][rows])
+    numbers = file[f"{prefix}state"][rows].t()
+    return Point(*numbers.split(2), file[f"{prefix}valid"][rows])
 
 
 def joined(parts):
-    return Point(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return Point(*(torch.cat(columns, -1) for columns in zip(*parts, strict=True)))
 
 
 def close(ours, theirs):
@@ -50,7 +50,7 @@ def close(ours, theirs):
 
 def assert_same(step, file, prefix, row, t, *, misses):
     """Row ``row`` of a step is what was recorded at t."""
-    close(torch.cat([x[row] for x in step.state[:3]]), file[f"{prefix}state"][t + 1])
+    close(torch.cat([x[:, row] for x in step.state[:3]]), file[f"{prefix}state"][t + 1])
     close(see(step.state)[row], file[f"{prefix}obs"][t + 1])
     close(step.reward[row], file[f"{prefix}reward"][t])
     assert bool(step.terminated[row]) == bool(file[f"{prefix}runner_done"][t])
@@ -111,34 +111,34 @@ def test_rows_do_not_know_their_place(task):
     _, _, rules = recorded(task)
     generator = torch.Generator().manual_seed(0)
     state = start(torch.rand(64, 4, generator=generator))
-    state = state._replace(misses=torch.randint(13, (64,), generator=generator))
+    state = state._replace(misses=torch.randint(13, (64,), generator=generator).float())
     choice, param = torch.randint(2, (64,), generator=generator), torch.rand(64, generator=generator)
     order = torch.randperm(64, generator=generator)
     one = rules(state, choice, param)
-    two = rules(Point(*(x[order] for x in state)), choice[order], param[order])
+    two = rules(Point(*(x[..., order] for x in state)), choice[order], param[order])
     for a, b in zip([*one.state, *one[1:]], [*two.state, *two[1:]], strict=True):
-        assert torch.equal(a[order], b)
+        assert torch.equal(a[..., order], b)
 
 
 def test_a_catch_that_is_lost_already_pays_nothing():
     at = torch.zeros(2, 2, dtype=torch.float64)
-    step = catch(Point(at, at, at, torch.tensor([MISSES, MISSES + 1])), torch.ones(2, dtype=torch.int64), at[:, 0])
+    step = catch(Point(at, at, at, torch.tensor([MISSES, MISSES + 1])), torch.ones(2, dtype=torch.int64), at[0])
     assert step.reward.tolist() == [20.0, 0.0] and step.terminated.all() and step.success.tolist() == [True, False]
     assert step.state.misses.tolist() == [MISSES, MISSES + 1]
 
 
 def test_angles_are_measured_from_the_y_axis():
-    at = torch.zeros(3, 2, dtype=torch.float64)
-    step = catch(Point(at, at, at, torch.zeros(3, dtype=torch.int64)), torch.zeros(3, dtype=torch.int64),
+    at = torch.zeros(2, 3, dtype=torch.float64)
+    step = catch(Point(at, at, at, torch.zeros(3)), torch.zeros(3, dtype=torch.int64),
                  torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64))
-    close(step.state.velocity, torch.tensor([[0.0, 0.2], [0.2, 0.0], [0.0, -0.2]], dtype=torch.float64))
+    close(step.state.velocity, torch.tensor([[0.0, 0.2, 0.0], [0.2, 0.0, -0.2]], dtype=torch.float64))
 
 
 def test_the_fastest_is_eight_hundredths_a_step():
-    state = start(torch.full((1, 4), 0.5, dtype=torch.float64))
+    state, motions = start(torch.full((1, 4), 0.5, dtype=torch.float64)), simple_motions().t()
     for _ in range(100):
-        before, state = state, move(simple_motions(), state, torch.tensor([1]), torch.ones(1, dtype=torch.float64))[0]
-    close(state.position - before.position, torch.tensor([[0.08, 0.0]], dtype=torch.float64))
+        before, state = state, move(motions, state, torch.tensor([1]), torch.ones(1, dtype=torch.float64))[0]
+    close(state.position - before.position, torch.tensor([[0.08], [0.0]], dtype=torch.float64))
 
 
 # ---------------------------------------------------------------------- environments
@@ -186,8 +186,8 @@ def test_the_limit_truncates_only(task, limit):
 def test_a_catch_in_the_environment():
     env = make_env("hybrid/catch_point", num_envs=3)
     assert env.param_mask.tolist() == [[True], [False]]
-    env.state = env.state._replace(landmark=env.state.position + torch.tensor([[0.1, 0], [1, 0], [1, 0]]),
-                                   misses=torch.tensor([0, 0, MISSES + 1]))
+    env.state = env.state._replace(landmark=env.state.position + torch.tensor([[0.1, 1, 1], [0, 0, 0]]),
+                                   misses=torch.tensor([0.0, 0.0, MISSES + 1]))
     out = env.step_tensors({CHOICE: torch.ones(3, 1, dtype=torch.int64), PARAMS: torch.zeros(3, 1, 1)})
     torch.testing.assert_close(out[REWARD].flatten(), torch.tensor([20 - 0.01, -1.0, 0.0]))
     assert out["terminated"].flatten().tolist() == [True, False, True] and not out["truncated"].any()

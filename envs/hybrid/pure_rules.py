@@ -1,0 +1,134 @@
+"""Hybrid tasks whose step and view are pure functions of tensors: one graph if compiled, one tensor as their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.base import CHOICE, OBSERVATION, PARAMS, SUCCESS, Tensors
+from envs.compiling import one_graph
+from envs.hybrid.base import HybridEnv, Step
+
+AHEAD = 1024  # least number of starts that a CPU draws at once
+
+
+class PureRules(HybridEnv):
+    """A task of small pure functions; rows are the last dimension of its states.
+
+    All numbers of a row stand in a column of one tensor, so that a reset writes once. What agents see is made by the
+    step itself, and a reset writes what the new episodes show. On a CPU new episodes are drawn ahead of use, because
+    many at once cost what few do. A subclass implements ``_begin`` and calls `_set_rules` behind the base's constructor.
+
+    Attributes:
+        numbers: float32 [C, N], the state. ``state`` shows it as a NamedTuple of views [N] or [d, N], and can be set.
+        seen: observations [N, S] of it.
+    """
+
+    def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
+                   backend: str | None) -> None:
+        """``rules`` takes states, choices [N] and parameters [N, P] in [-1, 1]; ``look`` makes observations [N, S]."""
+        kind, sizes = self.kind, self.sizes  # a graph that knew the environment would look after it in every step
+
+        def play(numbers: Tensor, choice: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+            step = rules(_unpack(numbers, kind, sizes), choice, params.clamp(-1.0, 1.0))
+            # inductor writes bools to a CPU's memory one by one: 40 of 120 us at 4096 rows
+            flags = torch.stack([flag.to(torch.float32) for flag in (step.terminated, step.success)])
+            return _pack(step.state), step.reward, flags, look(step.state)
+
+        self.rules, self.look = rules, look
+        choice = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        params = torch.zeros(self.num_envs, self.param_mask.shape[-1], device=self.device)
+        self.play = one_graph(play, backend, self.numbers, choice, params)
+        self.seen = look(self.state)
+
+    # ------------------------------------------------------------------ the state
+
+    @property
+    def state(self) -> NamedTuple:
+        """The state, as views of ``numbers``."""
+        return _unpack(self.numbers, self.kind, self.sizes)
+
+    @state.setter
+    def state(self, state: NamedTuple) -> None:
+        self.kind, self.sizes = type(state), tuple(1 if part.ndim == 1 else len(part) for part in state)
+        self.numbers = _pack(state)
+        if hasattr(self, "look"):
+            self.seen = self.look(self.state)
+
+    def row(self, env_index: int) -> NamedTuple:
+        """One row's state on the CPU; ValueError if there is no such row."""
+        self._check_row(env_index)
+        return self.kind(*(part[..., env_index].cpu() for part in self.state))
+
+    # ------------------------------------------------------------------ the base's methods
+
+    def _advance(self, state: NamedTuple, choice: Tensor, params: Tensor) -> Step:
+        return self.rules(state, choice, params)
+
+    def _see(self, state: NamedTuple) -> Tensor:
+        return self.look(state)
+
+    def _restart(self, mask: Tensor | None) -> None:
+        if mask is None:
+            self.state, self.success = self._begin(self.num_envs), torch.zeros_like(self.success)
+            return
+        if self.cheap_reset:  # draw for all rows: to ask which ones would stop the device
+            self.numbers = torch.where(mask, _pack(self._begin(self.num_envs)), self.numbers)
+            self.seen = self.look(self.state)
+        else:
+            rows = mask.nonzero().squeeze(-1)
+            numbers, seen = self._starts(len(rows))
+            self.numbers, self.seen = self.numbers.index_copy(1, rows, numbers), self.seen.index_copy(0, rows, seen)
+        self.success = self.success & ~mask
+
+    def _starts(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The next new episodes: numbers [C, rows], observations [rows, S]."""
+        if self.ahead is None or self.used + rows > len(self.ahead[1]):
+            drawn = self._begin(max(self.num_envs, AHEAD))
+            self.ahead, self.used = (_pack(drawn), self.look(drawn)), 0
+        numbers, seen = self.ahead
+        self.used += rows
+        return numbers[:, self.used - rows:self.used], seen[self.used - rows:self.used]
+
+    def _set_seed(self, seed: int | None) -> None:
+        super()._set_seed(seed)
+        self.ahead, self.used = None, 0  # starts that are drawn, and how many are in use
+
+    def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
+        self.numbers, reward, flags, self.seen = self.play(self.numbers, actions[CHOICE].squeeze(1),
+                                                           actions[PARAMS].squeeze(1))
+        terminated, self.success = flags.bool()
+        return reward.unsqueeze(-1), terminated
+
+    def _observe(self) -> Tensors:
+        # clones: the state must not change with what others do to what they were shown
+        return {OBSERVATION: self.seen.unsqueeze(1).clone(), SUCCESS: self.success.unsqueeze(-1).clone()}
+
+    def _capture(self) -> dict[str, Any]:
+        ahead = {} if self.ahead is None else {"ahead": self.ahead[0][:, self.used:].clone()}
+        return {"numbers": self.numbers.clone(), "success": self.success.clone(),
+                "random": self.generator.get_state()} | ahead
+
+    def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
+        numbers, success = (state[name].to(self.device).clone() for name in ("numbers", "success"))
+        if mask is None:
+            self.generator.set_state(state["random"].cpu())
+            self.ahead, self.used = None, 0
+            if (ahead := state.get("ahead")) is not None:
+                ahead = ahead.to(self.device).clone()
+                self.ahead = ahead, self.look(_unpack(ahead, self.kind, self.sizes))
+        else:
+            numbers, success = torch.where(mask, numbers, self.numbers), torch.where(mask, success, self.success)
+        self.numbers, self.success = numbers, success
+        self.seen = self.look(self.state)
+
+
+def _pack(state: NamedTuple) -> Tensor:
+    return torch.cat([part.view(-1, part.shape[-1]) for part in state])
+
+
+def _unpack(numbers: Tensor, kind: type[NamedTuple], sizes: tuple[int, ...]) -> NamedTuple:
+    return kind(*(part[0] if size == 1 else part for part, size in zip(numbers.split(sizes), sizes, strict=True)))
