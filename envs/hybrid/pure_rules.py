@@ -20,7 +20,7 @@ class PureRules(HybridEnv):
 
     All numbers of a row stand in a column of one tensor, so that a reset writes once. What agents see is made by the
     step itself, and a reset writes what the new episodes show. On a CPU new episodes are drawn ahead of use, because
-    many at once cost what few do. A subclass implements ``_begin`` and calls `_set_rules` behind the base's constructor.
+    many at once cost what few do. A subclass implements ``_begin``, and calls `_set_rules` when it is constructed.
 
     Attributes:
         numbers: float32 [C, N], the state. ``state`` shows it as a NamedTuple of views [N] or [d, N], and can be set.
