@@ -28,27 +28,28 @@ from suite.run import MemoryRun, Run, stored_run
 from suite.specs import Specs
 from suite.trainer import Trainer
 
-CHOOSERS = ("algorithm", "codec", "task", "resume")  # the flags whose words decide other defaults
+CHOOSERS = ("algorithm", "codec", "task", "tuning", "resume")  # the flags whose words decide other defaults
 
 
 def configure(chosen: dict[str, str]) -> Config:
-    """The Config that algorithm, codec and task, or a run to resume, stand for."""
+    """The Config that algorithm, codec, task and tuning, or a run to resume, stand for."""
     if "resume" in chosen:
         return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
                                    overwrite=False)
     algorithm = chosen.get("algorithm", Config.algorithm)
     usual = Config.codec if algorithm in ANY_CODEC else "none"
-    return Config(**overrides(algorithm, chosen.get("codec", usual), chosen.get("task", Config.task)))
+    return Config(**overrides(algorithm, chosen.get("codec", usual), chosen.get("task", Config.task),
+                              chosen.get("tuning", Config.tuning)))
 
 
 def untouched(cfg: Config) -> Config:
-    """What the algorithm, codec and task of a config stand for."""
-    return Config(**overrides(cfg.algorithm, cfg.codec, cfg.task))
+    """What the algorithm, codec, task and tuning of a config stand for."""
+    return Config(**overrides(cfg.algorithm, cfg.codec, cfg.task, cfg.tuning))
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     """Everything the run needs, composed in the order in which it is used."""
-    overrides(cfg.algorithm, cfg.codec, cfg.task)  # refuses what does not fit together
+    untouched(cfg)  # refuses what does not fit together
     check_config(cfg)
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
@@ -76,8 +77,10 @@ def swap_flags(cfg: Config) -> str:
     """The flags of this run with another codec, quoted for a shell."""
     other = "none" if cfg.codec != "none" else "hyar"
     algorithm = cfg.algorithm if other == "none" or cfg.algorithm in ("td3", "ddpg") else "td3"
-    swapped = Config(**overrides(algorithm, other, cfg.task) | {"seed": cfg.seed, "task_options": cfg.task_options})
-    return shlex.join(as_flags(swapped, untouched(swapped), always=("task", "codec", "algorithm")))
+    swapped = Config(**overrides(algorithm, other, cfg.task, cfg.tuning) | {"seed": cfg.seed,
+                                                                             "task_options": cfg.task_options})
+    always = ("task", "codec", "algorithm", *(["tuning"] if cfg.tuning != Config.tuning else []))
+    return shlex.join(as_flags(swapped, untouched(swapped), always=always))
 
 
 def main() -> None:

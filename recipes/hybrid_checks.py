@@ -13,7 +13,7 @@ from suite.specs import Specs
 # fields that only some compositions read; giving them to another is refused, not ignored
 REPLAY = ("tau", "critic_tau", "smoothing", "policy_delay", "buffer_size", "first_update", "updates_per_frame",
           "update_at_reset", "exploration_start", "exploration_end", "exploration_episodes", "inverting")
-ON_POLICY = ("epochs", "actor_epochs", "clip", "gae_lambda", "entropy_coef")
+ON_POLICY = ("epochs", "actor_epochs", "clip", "gae_lambda", "entropy_coef", "clamp_samples")
 PDQN = ("multipass", "pass_through")
 UNREAD = {"deterministic": (*ON_POLICY, *PDQN),
           "pdqn": (*ON_POLICY, "update_at_reset", "smoothing", "policy_delay", "centralized"),

@@ -79,7 +79,8 @@ def pdqn(cfg: Config, specs: Specs, codec: Loss) -> Parts:
 def on_policy(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     """PPO with a hybrid head: one ratio for the whole action, or (hppo) one for the choice and one for parameters."""
     sizes, factorised = _sizes(cfg), cfg.algorithm == "hppo"
-    actor = make_hybrid_actor(specs, {}, cells=cfg.actor_cells, log_std_copies=10 if factorised else 1, **sizes)
+    actor = make_hybrid_actor(specs, {}, cells=cfg.actor_cells, log_std_copies=10 if factorised else 1,
+                              clamp=cfg.clamp_samples, **sizes)
     critic = make_critic(specs, {}, centralized=cfg.centralized, cells=cfg.critic_cells, recurrent_dim=0, **sizes)
     returns = Returns(critic, kind="gae", gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=1, target_tau=None,
                       standardize_reward=0, mask=None, mask_rewards=False, value_norm=False, normalize="batch",

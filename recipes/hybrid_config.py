@@ -19,6 +19,9 @@ class Config:
     choice and all parameters, side by side)."""
     algorithm: str = "td3"
     """td3, ddpg (any codec); hhqn, hhqn_td3, pdqn, pdqn_td3, ppo, hppo (codec none)."""
+    tuning: Literal["paper", "equal"] = "paper"
+    """paper: rates, discount, clipping, exploration and buffer as the paper's programs have them for each algorithm;
+    equal: all as HyAR-TD3's on this task (algorithms that replay)."""
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 200_000
@@ -113,6 +116,9 @@ class Config:
     """Lambda of GAE."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
+    clamp_samples: bool = False
+    """Clamp drawn parameters to [-1, 1] before their density is taken, as the published HPPO does; else the density is
+    that of the draw, and the task clamps."""
 
     # running
     run_dir: str | None = None

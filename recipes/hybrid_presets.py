@@ -1,13 +1,15 @@
 """Algorithms, codecs and tasks of the hybrid-action recipe: what each word changes in the Config, as data.
 
-The numbers are those of the HyAR program and its baselines (Li et al., ICLR 2022). Order of precedence: flag given by
-the user > task > algorithm with codec > default of the Config field.
+The numbers are those of the HyAR program and its baselines (Li et al., ICLR 2022); the latter explore, discount and
+clip otherwise than HyAR, and tuning ``equal`` gives them what HyAR-TD3 has. Order of precedence: flag given by the user
+> tuning > task > algorithm with codec > default of the Config field.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from recipes.hybrid_config import Config
 from suite.config import check_choice
 from suite.losses.codecs import CODECS
 
@@ -56,6 +58,11 @@ for _name in ("pdqn", "pdqn_td3"):
         SPECIAL["none", _name, _task] = {"lr": 1e-5, "critic_tau": 0.1, "buffer_size": 20_000,
                                          "pass_through": _task == "goal"}
 
+TUNINGS = ("paper", "equal")
+# what HyAR-TD3 has on a task, and with tuning equal everything that replays
+TUNED = ("gamma", "lr", "critic_lr", "max_grad_norm", "critic_max_grad_norm", "tau", "critic_tau", "buffer_size",
+         "first_update", "exploration_start", "exploration_end", "exploration_episodes")
+
 # warm-ups of the learned codec in frames: as many as its episodes of random actions had on average
 _HYAR: dict[str, dict[str, Any]] = {
     "platform": {"warmup": 10_900}, "goal": {"warmup": 21_000, "memory": 2_000_000},
@@ -70,10 +77,11 @@ def kind(task: str) -> str:
     return task.partition("/")[2].partition("-")[0]
 
 
-def overrides(algorithm: str, codec: str, task: str) -> dict[str, Any]:
-    """What the three words change in the Config; ValueError for an unknown one, or a pair that does not fit."""
+def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper") -> dict[str, Any]:
+    """What the four words change in the Config; ValueError for an unknown one, or a pair that does not fit."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_choice("codec", codec, CODECS)
+    check_choice("tuning", tuning, TUNINGS)
     if codec != "none" and algorithm not in ANY_CODEC:
         raise ValueError(f"algorithm {algorithm!r} acts in the hybrid actions themselves: give --codec none, or one of "
                          f"{list(ANY_CODEC)} with codec {codec!r}")
@@ -81,5 +89,10 @@ def overrides(algorithm: str, codec: str, task: str) -> dict[str, Any]:
     options = {"codec_options": _HYAR.get(kind(task), {})} if codec == "hyar" else {}
     if codec == "hyar" and kind(task) in TASKS:  # the published steps come after the warm-up
         options["frames"] = TASKS[kind(task)]["frames"] + _HYAR[kind(task)]["warmup"]
-    return (own | TASKS.get(kind(task), {}) | SPECIAL.get((codec, algorithm, kind(task)), {}) | options
-            | {"algorithm": algorithm, "codec": codec, "task": task})
+    found = own | TASKS.get(kind(task), {}) | SPECIAL.get((codec, algorithm, kind(task)), {}) | options
+    if tuning == "equal":
+        if ALGORITHMS[algorithm][0] == "on_policy":
+            raise ValueError(f"tuning 'equal' is for algorithms that replay, not for {algorithm!r}")
+        model = Config(**overrides("td3", "hyar", task))
+        found |= {name: getattr(model, name) for name in TUNED}
+    return found | {"algorithm": algorithm, "codec": codec, "task": task, "tuning": tuning}

@@ -26,8 +26,9 @@ class HybridDistribution(Distribution):
     """pi(k) N(x_k; loc_k, scale_k): a choice, and independent normals over the parameters that it has.
 
     The parameters of other choices are not drawn and do not count; environments clamp those drawn, and the density is
-    that before the clamp. A sample is one tensor [..., 1 + P], the choice first, zeros behind its parameters.
-    `log_prob` also takes the action with the entries ``discrete`` [...] and ``params`` [..., P] that batches hold.
+    that before the clamp, unless ``clamp`` limits samples to [-1, 1] already. A sample is one tensor [..., 1 + P], the
+    choice first, zeros behind its parameters. `log_prob` also takes the action with the entries ``discrete`` [...] and
+    ``params`` [..., P] that batches hold.
 
     Args:
         logits: [..., K]. loc, scale: [..., D], of all choices side by side. slots: [K, P], see `ParamSlots`.
@@ -35,8 +36,8 @@ class HybridDistribution(Distribution):
 
     arg_constraints: ClassVar[dict] = {}
 
-    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, slots: Tensor):
-        self.choices, self.loc, self.scale, self.slots = Categorical(logits), loc, scale, slots
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, slots: Tensor, clamp: bool = False):
+        self.choices, self.loc, self.scale, self.slots, self.clamp = Categorical(logits), loc, scale, slots, clamp
         super().__init__(logits.shape[:-1], torch.Size([1 + slots.shape[-1]]), validate_args=False)
 
     @property
@@ -53,6 +54,7 @@ class HybridDistribution(Distribution):
             choice = self.choices.sample(torch.Size(sample_shape))
             loc, scale = self._chosen(choice)
             drawn = loc + scale * torch.randn_like(loc)
+            drawn = drawn.clamp(-1.0, 1.0) if self.clamp else drawn
             return pack(choice, torch.where(self._has(choice), drawn, 0.0))
 
     def parts(self, value: Tensor | TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -126,7 +128,7 @@ class SplitAction(nn.Module):
 
 def make_hybrid_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, agent_id: bool,
                       cells: Sequence[int], activation: str, init: Init, device: torch.device | str,
-                      log_std: float = -0.5, log_std_copies: int = 1) -> TensorDictSequential:
+                      log_std: float = -0.5, log_std_copies: int = 1, clamp: bool = False) -> TensorDictSequential:
     """Stochastic hybrid policy with two towers of its own (H-PPO, Fan et al. 2019).
 
     Reads observation and ``features``; writes `CHOICE`, `PARAMS` [..., A, P] (zeros behind the choice's own), the joint
@@ -136,7 +138,7 @@ def make_hybrid_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sh
 
     Args:
         log_std: initial log of the parameters' standard deviation, in units of the scaled range [-1, 1]: exp(-0.5) =
-            0.6065 in the published program. log_std_copies: see `HybridActorNetwork`.
+            0.6065 in the published program. log_std_copies: see `HybridActorNetwork`. clamp: see `HybridDistribution`.
 
     Raises:
         ValueError: the actions are not hybrid; unknown sharing, activation or init.
@@ -153,6 +155,6 @@ def make_hybrid_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sh
     return TensorDictSequential(
         TensorDictModule(network.to(device), in_keys=[OBSERVATION, *features, *mask], out_keys=names),
         ProbabilisticTensorDictModule(in_keys=names, out_keys=[PACKED], distribution_class=HybridDistribution,
-                                      distribution_kwargs={"slots": slots.slots.to(device)}, return_log_prob=True,
-                                      log_prob_key=LOG_PROB, default_interaction_type="random"),
+                                      distribution_kwargs={"slots": slots.slots.to(device), "clamp": clamp},
+                                      return_log_prob=True, log_prob_key=LOG_PROB, default_interaction_type="random"),
         TensorDictModule(SplitAction(), in_keys=[PACKED, names[0]], out_keys=[CHOICE, PARAMS, CHOICE_LOG_PROB]))

@@ -8,7 +8,7 @@ import torch
 
 import recipes.hybrid_actions as recipe
 from recipes.hybrid_actions import configure, make_trainer, swap_flags
-from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC
+from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, TUNED
 from suite.config import run_cli
 from suite.losses.codecs import CODECS
 from suite.run import MemoryRun
@@ -137,6 +137,18 @@ def test_settings_of_the_published_runs():
     assert (cfg.actor_epochs, cfg.epochs, cfg.steps, cfg.lr, cfg.critic_lr) == (2, 10, 50, 1e-4, 1e-3)
 
 
+@pytest.mark.parametrize("algorithm", ["td3", "ddpg", "hhqn_td3", "pdqn"])
+def test_equal_tuning_is_that_of_hyar(algorithm):
+    """What makes the algorithm stays, such as its delay, its smoothing and its warm start."""
+    for task in ("hybrid/platform", "hybrid/hard_move-4"):
+        own = {"algorithm": algorithm, "codec": "none"}
+        paper, equal, model = (configure({"task": task} | chosen) for chosen in (own, own | {"tuning": "equal"}, {}))
+        assert paper != equal and {name: getattr(equal, name) for name in TUNED} == {
+            name: getattr(model, name) for name in TUNED}
+        for name in ("policy_delay", "smoothing", "pass_through", "frames", "actor_cells"):
+            assert getattr(equal, name) == getattr(paper, name)
+
+
 LARGE = {("hyar", "td3", "hard_move-4"), ("hyar", "ddpg", "hard_move-4"), ("hyar", "ddpg", "goal"),
          ("hyar", "ddpg", "catch_point"), ("hyar", "ddpg", "simple_move")}
 SMALL = {"platform": 10_000, "goal": 20_000, "hard_goal": 20_000}  # of P-DQN
@@ -191,6 +203,9 @@ def test_the_swap_flags_are_a_run():
     (["--gamma", "1.5"], "gamma must be between 0 and 1, got 1.5"),
     (["--share", "some"], "share"),
     (["--algorithm", "pdqn", *CATCH, "--pass-through"], r"pass_through is for \['goal', 'platform'"),
+    (["--algorithm", "ppo", "--tuning", "equal"], "tuning 'equal' is for algorithms that replay, not for 'ppo'"),
+    (["--tuning", "fair"], r"unknown tuning 'fair'; choose from \['equal', 'paper'\]"),
+    (["--algorithm", "td3", "--clamp-samples"], "algorithm 'td3' does not use clamp_samples"),
     (["--task-options", "seed=3"], "seed is no task option but a flag of its own: --seed"),
 ])
 def test_wrong_words_and_numbers_are_refused_before_training(given, message, tmp_path, monkeypatch, capsys):

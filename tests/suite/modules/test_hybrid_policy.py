@@ -114,6 +114,22 @@ def make_actor(specs=None, features=None, *, share="all", agent_id=False, seed=0
                              **COMMON | options)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_samples_may_be_clamped_before_their_density_is_taken(fast):
+    """With deviations of e they are mostly outside; the stored density is of what is stored either way."""
+    td = TensorDict({OBSERVATION: torch.zeros(200, 2, 4)}, batch_size=[200])
+    for clamp in (False, True):
+        actor = make_actor(log_std=1.0, clamp=clamp)
+        torch.manual_seed(0)
+        with set_exploration_type(ExplorationType.RANDOM), torch.no_grad():
+            out = Lowered(actor)({OBSERVATION: td[OBSERVATION]}) if fast else actor(td.clone())
+            dist = Lowered(actor).distribution({OBSERVATION: td[OBSERVATION]})
+        largest = out[PARAMS].abs().max().item()
+        assert largest == 1.0 if clamp else largest > 3.0
+        packed = pack(out[CHOICE], out[PARAMS])
+        assert_close(dist.log_prob(packed), out[LOG_PROB])
+
+
 @pytest.mark.parametrize(("share", "agent_id"), SHARING)
 @pytest.mark.parametrize("mask", [False, True])
 def test_it_writes_an_action_and_its_probability_for_any_agents(share, agent_id, mask):
