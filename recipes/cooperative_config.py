@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.run_flags import RunFlags
 from suite.config import Options
 
 
 @dataclass(frozen=True)
-class Config:
-    """Cooperative multi-agent learning: one algorithm, one optional state-modelling loss, one task."""
+class Training:
+    """Environment, networks and learning."""
 
     task: str = "vmas/navigation"
     """Environment as family/name; families: vmas, particle, foraging, warehouse, pettingzoo, gymnasium."""
@@ -136,34 +137,12 @@ class Config:
     exploration_frames: int = 100_000
     """Frames over which exploration falls linearly."""
 
-    # running
-    run_dir: str | None = None
-    """Run folder; None: runs/cooperative/<task>/<algorithm>-<loss>/seed<seed>."""
-    resume: str | None = None
-    """Continue the run in this folder, with its config; --frames extends it."""
-    overwrite: bool = False
-    """Replace a run folder that exists."""
-    evaluations: int = 5
-    """Evaluations over the run, besides the one before training; 0 for none. They change nothing in the training."""
-    eval_episodes: int = 32
-    """Episodes per evaluation, greedy and sampled."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints, besides the last; 0: only at the end."""
-    keep_checkpoints: int = 2
-    """How many checkpoints to keep."""
-    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
-    """Where metrics go."""
-    video: bool = True
-    """Write a GIF of one episode at the end, where the task can be drawn."""
-    quiet: bool = False
-    """No progress bar."""
-    threads: int = 1
-    """Intra-op threads on a CPU."""
-    compile: bool = False
-    """Compile policy and update."""
+
+@dataclass(frozen=True)
+class Config(RunFlags, Training):
+    """Cooperative multi-agent learning: one algorithm, one optional state-modelling loss, one task."""
+
     cuda_graphs: bool = False
     """With compile on a GPU: capture the compiled losses in CUDA graphs."""
     autocast: bool = False
     """Losses in bfloat16 autocast."""
-    fast_collector: bool = True
-    """False collects with TorchRL's own Collector (same batches, slower; its runs cannot be resumed)."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from recipes.run_flags import RunFlags
 from suite.config import Options
 
 
 @dataclass(frozen=True)
-class Config:
-    """Hybrid discrete-continuous actions: one codec of actions, one algorithm, one task."""
+class Training:
+    """Environment, networks and learning."""
 
     task: str = "hybrid/platform"
     """Environment as family/name: hybrid/platform, goal, hard_goal, catch_point, hard_move-4, vmas.navigation, ..."""
@@ -120,30 +121,11 @@ class Config:
     """Clamp drawn parameters to [-1, 1] before their density is taken, as the published HPPO does; else the density is
     that of the draw, and the task clamps."""
 
-    # running
-    run_dir: str | None = None
-    """Run folder; None: runs/hybrid_actions/<task>/<codec>-<algorithm>/seed<seed>."""
-    resume: str | None = None
-    """Continue the run in this folder, with its config; --frames extends it."""
-    overwrite: bool = False
-    """Replace a run folder that exists."""
+
+@dataclass(frozen=True)
+class Config(RunFlags, Training):
+    """Hybrid discrete-continuous actions: one codec of actions, one algorithm, one task."""
+
     evaluations: int = 20
-    """Evaluations over the run, besides the one before training; 0 for none. They change nothing in the training."""
     eval_episodes: int = 100
-    """Episodes per evaluation, greedy and sampled."""
     checkpoint_every: int = 1000
-    """Iterations between checkpoints, besides the last; 0: only at the end."""
-    keep_checkpoints: int = 2
-    """How many checkpoints to keep."""
-    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
-    """Where metrics go."""
-    video: bool = True
-    """Write a GIF of one episode at the end, where the task can be drawn."""
-    quiet: bool = False
-    """No progress bar."""
-    threads: int = 1
-    """Intra-op threads on a CPU."""
-    compile: bool = False
-    """Compile policy and losses."""
-    fast_collector: bool = True
-    """False collects with TorchRL's own Collector (same batches, slower; its runs cannot be resumed)."""

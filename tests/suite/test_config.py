@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,6 +9,7 @@ import pytest
 from recipes.checks import check_config
 from recipes.cooperative import configure
 from recipes.cooperative_config import Config
+from recipes.hybrid_config import Config as HybridConfig
 from recipes.presets import ALGORITHMS, PRESETS
 from recipes.smpe_presets import SMPE
 from suite.checkpoint import CheckpointError
@@ -128,12 +130,12 @@ def test_help_mentions_every_field_and_its_meaning(capsys):
         assert meaning in words
 
 
-def test_every_field_of_the_recipe_is_explained():
-    import inspect
-
-    source = inspect.getsource(Config)
+@pytest.mark.parametrize("config", [Config, HybridConfig])
+def test_every_field_of_a_recipe_is_explained(config):
+    """Where it is defined first; a recipe with another default need not say it again."""
+    source = "\n".join(inspect.getsource(part) for part in reversed(config.__mro__[:-1]))
     lines = [line.strip() for line in source.splitlines()]
-    for item in dataclasses.fields(Config):
+    for item in dataclasses.fields(config):
         at = next(k for k, line in enumerate(lines) if line.startswith(f"{item.name}:"))
         end = next(k for k in range(at + 1, len(lines)) if lines[k].endswith('"""'))
         assert lines[at + 1].startswith('"""') and lines[end].endswith('."""') and end <= at + 2, item.name
