@@ -8,7 +8,7 @@ from torch import nn
 
 from suite.losses.common import Loss, NoLoss
 from suite.losses.hyar import HyARLoss
-from suite.modules.action_codec import DirectCodec, EmbeddingCodec
+from suite.modules.action_codec import Decoder, DirectCodec, EmbeddingCodec
 from suite.specs import CHOICE, LATENT_ACTION, OBSERVATION, PARAMS, Specs
 
 
@@ -27,7 +27,7 @@ class FixedCodec(NoLoss):
 
     def decoder(self) -> TensorDictModule:
         """The policy's last module: observation and latent action -> choice and parameters."""
-        return TensorDictModule(_Decode(self.codec), in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
+        return TensorDictModule(Decoder(self.codec), in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
 
     def relabel(self, minibatch: TensorDictBase) -> TensorDictBase:
         """Nothing to correct."""
@@ -52,15 +52,6 @@ class EmbeddedActions(FixedCodec):
         if embed_dim < 1:
             raise ValueError(f"embed_dim of codec 'embedding' must be positive, got {embed_dim}")
         super().__init__(specs, EmbeddingCodec(specs.param_mask, embed_dim=embed_dim))
-
-
-class _Decode(nn.Module):
-    def __init__(self, codec: nn.Module):
-        super().__init__()
-        self.codec = codec
-
-    def forward(self, obs, latent_action):
-        return self.codec.act(obs, latent_action)
 
 
 CODECS: dict[str, type[Loss]] = {"none": DirectActions, "embedding": EmbeddedActions, "hyar": HyARLoss}

@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
 from suite import distributed
 from suite.data import DataSource, Replay
 from suite.losses.common import Loss
-from suite.modules.action_codec import ActionCodec, CodecAdam
+from suite.modules.action_codec import ActionCodec, CodecAdam, Decoder
 from suite.modules.gaussian import kl_to_unit
 from suite.specs import CHOICE, GROUP, LATENT_ACTION, OBSERVATION, PARAMS, Specs
 from suite.update import Update
@@ -170,7 +170,8 @@ class HyARLoss(Loss):
 
     def decoder(self) -> TensorDictModule:
         """The policy's last module: observation and latent action -> choice and parameters."""
-        return TensorDictModule(_Decoder(self), in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
+        decoder = Decoder(self.codec, self.n_agents if self.agent_id else 0).to(self.start.device)
+        return TensorDictModule(decoder, in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
 
     @torch.no_grad()
     def relabel(self, minibatch: TensorDictBase, noise: tuple[Tensor, Tensor] | None = None) -> TensorDictBase:
@@ -289,20 +290,6 @@ class HyARLoss(Loss):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Put the clocks back."""
         self.frames, self.episodes = state["frames"], state["episodes"]
-
-
-class _Decoder(nn.Module):
-    """`ActionCodec.act` with the condition on the agent, if the loss wants one."""
-
-    def __init__(self, loss: HyARLoss):
-        super().__init__()
-        self.codec = loss.codec
-        self.register_buffer("ids", torch.eye(loss.n_agents, device=loss.start.device) if loss.agent_id else None,
-                             persistent=False)
-
-    def forward(self, obs: Tensor, latent_action: Tensor) -> tuple[Tensor, Tensor]:
-        cond = None if self.ids is None else self.ids.expand(*obs.shape[:-1], -1)
-        return self.codec.act(obs, latent_action, cond)
 
 
 class _AgentRows(Replay):

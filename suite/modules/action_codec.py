@@ -254,6 +254,20 @@ class ActionCodec(EmbeddingCodec):
         self.residual_error.fill_(residual_error)
 
 
+class Decoder(nn.Module):
+    """``act`` of a codec as a policy's last module; its condition is the one-hot of one of ``agents``, or none (0)."""
+
+    def __init__(self, codec: nn.Module, agents: int = 0):
+        super().__init__()
+        self.codec = codec
+        self.register_buffer("ids", torch.eye(agents) if agents else None, persistent=False)
+
+    def forward(self, obs: Tensor, latent_action: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., A, S] and [..., A, d1 + d2] -> choice [..., A] and parameters [..., A, P]."""
+        cond = None if self.ids is None else self.ids.expand(*obs.shape[:-1], -1)
+        return self.codec.act(obs, latent_action, cond)
+
+
 class CodecAdam(torch.optim.Adam):
     """Adam for a codec, whose table of embeddings is a second parameter group if its rate is another.
 
