@@ -53,6 +53,7 @@ class BatchedEnv(EnvBase):
         agent without padding (choices if discrete), None if all have the full size. ``hidden_parts``: what
         ("agents", "hidden") is made of, as tuples (name, width, whether it is a one-hot); empty if there is none.
         ``param_mask``: of hybrid actions, bool [K, P]: the parameters that each of the K choices has; else None.
+        ``periodic``: those (choice, parameter) that are an angle, with -1 and 1 the same.
     """
 
     cheap_reset = False
@@ -60,6 +61,7 @@ class BatchedEnv(EnvBase):
     action_dims: Sequence[int] | None = None
     hidden_parts: tuple[tuple[str, int, bool], ...] = ()
     param_mask: Tensor | None = None
+    periodic: frozenset[tuple[int, int]] = frozenset()
 
     def __init__(self, *, num_envs: int, agent_names: Sequence[str], agent_types: Sequence[int], max_steps: int | None,
                  seed: int, device: torch.device | str, truncate: bool = True):

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning OpenMP threads s
 import torch
 
 from envs import make_env
-from recipes.hybrid_checks import check_config, check_specs, check_used, never_learns
+from recipes.hybrid_checks import check_config, check_specs, check_used, never_learns, unread
 from recipes.hybrid_compositions import COMPOSITIONS
 from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, overrides
@@ -77,8 +77,10 @@ def swap_flags(cfg: Config) -> str:
     """The flags of this run with another codec, quoted for a shell."""
     other = "none" if cfg.codec != "none" else "hyar"
     algorithm = cfg.algorithm if other == "none" or cfg.algorithm in ("td3", "ddpg") else "td3"
-    swapped = Config(**overrides(algorithm, other, cfg.task, cfg.tuning) | {"seed": cfg.seed,
-                                                                             "task_options": cfg.task_options})
+    given = {name: value for name, value in vars(cfg).items() if value != getattr(untouched(cfg), name)}
+    lost = {"codec", "algorithm", "codec_options", "run_dir", "resume", "overwrite", *unread(algorithm)}
+    kept = {name: value for name, value in given.items() if name not in lost}
+    swapped = Config(**overrides(algorithm, other, cfg.task, cfg.tuning) | kept)
     always = ("task", "codec", "algorithm", *(["tuning"] if cfg.tuning != Config.tuning else []))
     return shlex.join(as_flags(swapped, untouched(swapped), always=always))
 

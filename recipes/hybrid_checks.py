@@ -13,7 +13,7 @@ from suite.specs import Specs
 # fields that only some compositions read; giving them to another is refused, not ignored
 REPLAY = ("tau", "critic_tau", "smoothing", "policy_delay", "buffer_size", "first_update", "updates_per_frame",
           "update_at_reset", "exploration_start", "exploration_end", "exploration_episodes", "inverting")
-ON_POLICY = ("epochs", "actor_epochs", "clip", "gae_lambda", "entropy_coef", "clamp_samples")
+ON_POLICY = ("epochs", "actor_epochs", "clip", "gae_lambda", "critic_lambda", "entropy_coef", "clamp_samples")
 PDQN = ("multipass", "pass_through")
 UNREAD = {"deterministic": (*ON_POLICY, *PDQN),
           "pdqn": (*ON_POLICY, "update_at_reset", "smoothing", "policy_delay", "centralized"),
@@ -29,8 +29,8 @@ def check_config(cfg: Config) -> None:
         "eval_episodes", "keep_checkpoints", "threads")})
     check_positive({name: getattr(cfg, name) for name in ("smoothing", "entropy_coef", "evaluations",
                                                           "checkpoint_every")}, zero=True)
-    for name in ("gamma", "gae_lambda", "tau", "critic_tau"):
-        if not 0 <= getattr(cfg, name) <= 1:
+    for name in ("gamma", "gae_lambda", "critic_lambda", "tau", "critic_tau"):
+        if not 0 <= (getattr(cfg, name) or 0) <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {getattr(cfg, name)}")
     for name in ("actor_cells", "critic_cells"):
         check_positive(dict.fromkeys([name], min(getattr(cfg, name), default=1)))
@@ -55,8 +55,12 @@ def check_config(cfg: Config) -> None:
 
 def check_used(cfg: Config, default: Config) -> None:
     """ValueError if a field differs from its default that this algorithm does not read."""
-    unread = dict.fromkeys(UNREAD[ALGORITHMS[cfg.algorithm][0]], f"algorithm {cfg.algorithm!r}")
-    check_unread(cfg, default, unread)
+    check_unread(cfg, default, dict.fromkeys(unread(cfg.algorithm), f"algorithm {cfg.algorithm!r}"))
+
+
+def unread(algorithm: str) -> tuple[str, ...]:
+    """The fields that an algorithm does not read."""
+    return UNREAD[ALGORITHMS[algorithm][0]]
 
 
 def check_specs(cfg: Config, specs: Specs) -> None:

@@ -42,9 +42,11 @@ def deterministic(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     critic = make_critics(specs, width, heads=2 if "td3" in cfg.algorithm else 1, centralized=cfg.centralized,
                           cells=cfg.critic_cells, **sizes)
     value = QValueLoss(actor, critic, gamma=cfg.gamma, smoothing=cfg.smoothing)
+    levels = {"upper": actor.upper, "lower": actor.lower} if two_level else None
+    policy = DeterministicPolicyLoss(actor, critic, levels)
     slow = SoftTargets((actor, value.slow_actor, cfg.tau), (critic, value.slow_critic, cfg.critic_tau))
     replay = _replay(cfg, [*value.in_keys, *codec.in_keys], codec)
-    updates = _updates(cfg, {"critic": value.to(cfg.device), "actor": DeterministicPolicyLoss(actor, critic)},
+    updates = _updates(cfg, {"critic": value.to(cfg.device), "actor": policy},
                        Changed(replay, codec.relabel, _episodes if cfg.update_at_reset else None), {"actor": [slow]},
                        codec)
     explore = GaussianNoise(torch.tensor(-1.0), torch.tensor(1.0), **_exploration(cfg)).to(cfg.device)
@@ -83,6 +85,7 @@ def on_policy(cfg: Config, specs: Specs, codec: Loss) -> Parts:
                               clamp=cfg.clamp_samples, **sizes)
     critic = make_critic(specs, {}, centralized=cfg.centralized, cells=cfg.critic_cells, recurrent_dim=0, **sizes)
     returns = Returns(critic, kind="gae", gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=1, target_tau=None,
+                      target_lmbda=cfg.critic_lambda,
                       standardize_reward=0, mask=None, mask_rewards=False, value_norm=False, normalize="batch",
                       encoders=()).to(cfg.device)
     trust = dict(clip=cfg.clip, entropy_coef=cfg.entropy_coef)
@@ -99,9 +102,9 @@ def _sizes(cfg: Config) -> dict[str, Any]:
 
 
 def _optimisation(cfg: Config) -> dict[str, Any]:
-    adam = partial(torch.optim.Adam, fused=True)
-    return dict(optimizer={"actor": partial(adam, lr=cfg.lr), "critic": partial(adam, lr=cfg.critic_lr)},
-                max_grad_norm={"actor": cfg.max_grad_norm, "critic": cfg.critic_max_grad_norm},
+    adam, actors = partial(torch.optim.Adam, fused=True), ("actor", "actor_upper", "actor_lower")
+    return dict(optimizer={"critic": partial(adam, lr=cfg.critic_lr)} | dict.fromkeys(actors, partial(adam, lr=cfg.lr)),
+                max_grad_norm={"critic": cfg.critic_max_grad_norm} | dict.fromkeys(actors, cfg.max_grad_norm),
                 compile={} if cfg.compile else None)
 
 

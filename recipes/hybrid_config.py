@@ -26,7 +26,8 @@ class Training:
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 200_000
-    """Environment frames in all (one step of one environment is one frame), a codec's warm-up included."""
+    """Environment frames in all (one step of one environment is one frame), a codec's warm-up included; by default the
+    published steps and the published warm-up."""
     device: str = "cpu"
     """cpu, cuda or cuda:<n>."""
     task_options: Options = field(default_factory=dict)
@@ -38,7 +39,7 @@ class Training:
     num_envs: int = 32
     """Parallel copies of the task."""
     steps: int = 1
-    """Steps per batch and copy. A batch has num_envs * steps frames, and as many updates after it."""
+    """Steps per batch and copy. A batch has num_envs * steps frames."""
     max_steps: int | None = None
     """Horizon of an episode; None takes the task's own."""
     truncate: bool = True
@@ -115,6 +116,8 @@ class Training:
     """PPO's clipping."""
     gae_lambda: float = 0.95
     """Lambda of GAE."""
+    critic_lambda: float | None = None
+    """Lambda of the critic's targets; None: gae_lambda. 1 (hppo): discounted sums of rewards."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
     clamp_samples: bool = False

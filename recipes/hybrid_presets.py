@@ -30,7 +30,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "pdqn_td3": ("pdqn", _PDQN),
     "ppo": ("on_policy", _PPO),
     "hppo": ("on_policy", _PPO | {"num_envs": 1, "steps": 50, "minibatch_size": 50, "lr": 1e-4, "entropy_coef": 0.0,
-                                  "actor_epochs": 2,
+                                  "actor_epochs": 2, "critic_lambda": 1.0,
                                   "max_grad_norm": None, "critic_max_grad_norm": None, "init": "default",
                                   "activation": "relu", "checkpoint_every": 500}),
 }
@@ -86,13 +86,23 @@ def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper") -> d
         raise ValueError(f"algorithm {algorithm!r} acts in the hybrid actions themselves: give --codec none, or one of "
                          f"{list(ANY_CODEC)} with codec {codec!r}")
     own = ALGORITHMS[algorithm][1] if codec == "none" else LATENT[algorithm]
-    options = {"codec_options": _HYAR.get(kind(task), {})} if codec == "hyar" else {}
-    if codec == "hyar" and kind(task) in TASKS:  # the published steps come after the warm-up
-        options["frames"] = TASKS[kind(task)]["frames"] + _HYAR[kind(task)]["warmup"]
-    found = own | TASKS.get(kind(task), {}) | SPECIAL.get((codec, algorithm, kind(task)), {}) | options
+    learned = _HYAR.get(kind(task), {})
+    options: dict[str, Any] = {}
+    if codec == "hyar":
+        options["codec_options"] = learned
+        if kind(task) in TASKS:  # the published steps come after the warm-up
+            options["frames"] = TASKS[kind(task)]["frames"] + learned["warmup"]
+    elif codec == "embedding":  # HyAR without its VAE
+        options["codec_options"] = {name: value for name, value in learned.items() if name == "embed_dim"}
+    special = SPECIAL.get(("none" if codec == "none" else "hyar", algorithm, kind(task)), {})
+    found = own | TASKS.get(kind(task), {}) | special | options
     if tuning == "equal":
         if ALGORITHMS[algorithm][0] == "on_policy":
             raise ValueError(f"tuning 'equal' is for algorithms that replay, not for {algorithm!r}")
         model = Config(**overrides("td3", "hyar", task))
         found |= {name: getattr(model, name) for name in TUNED}
+        if algorithm == "td3":
+            found["smoothing"] = model.smoothing
+        if ALGORITHMS[algorithm][0] == "pdqn":  # a probability, where HyAR has a standard deviation
+            found["exploration_end"] = _PDQN["exploration_end"]
     return found | {"algorithm": algorithm, "codec": codec, "task": task, "tuning": tuning}

@@ -85,8 +85,6 @@ PANELS = (
     Panel("Latent: active units", "dimensions", (Line("cvae/active_units", "active", MODEL),)),
     Panel("Latent: calibration", "spread missed / spread claimed", (
         Line("cvae/calibration", "student", MODEL),), level=1.0),
-    Panel("Latent: use by the policy", "return", (
-        Line("policy/z_use", "lost when shuffled", MODEL),), level=0.0),
     Panel("Codec: reconstruction error", "error", (
         Line("codec/param_error", "parameters, absolute", MODEL),
         Line("codec/residual_share", "residual, of its variance", OTHER)), level=0.0),
@@ -124,10 +122,9 @@ def read_curves(run: str | Path) -> dict[str, Series]:
 def draw_state(curves: Mapping[str, Series]) -> Figure | None:
     """A panel per group of metrics and one per probed variable; None if there is nothing to draw.
 
-    Curves are named as `suite.state_metrics` names them, under moa/, wm/, cvae/ and policy/, and as `HyARLoss` does,
-    under codec/. Probes are named
-    probe/<representation> or probe/<variable>/<representation>, with _error for the standard error and "chance" for
-    the score without features; their last values count.
+    Curves are named as `suite.state_metrics` names them, under moa/, wm/ and cvae/, and as `HyARLoss` does, under
+    codec/. Probes are named probe/<representation> or probe/<variable>/<representation>, with _error for the standard
+    error and "chance" for the score without features; their last values count.
     """
     panels = [panel for panel in PANELS if any(line.metric in curves for line in panel.lines)]
     probes = probe_scores(curves)

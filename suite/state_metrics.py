@@ -284,22 +284,6 @@ def latent_statistics(student: Gaussian, teacher: Gaussian | None = None, weight
     return found
 
 
-def latent_sensitivity(logits: Callable[[Tensor], Tensor], latent: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over rows, logits and dimensions of |d logit / d z_d| std(z_d): what one typical change of z moves.
-
-    ``logits`` maps latents [..., d] to [..., L], each row from its own latent only (parameters may be shared); with
-    continuous actions, to the distribution's mean. ``weight`` [...].
-    """
-    rows = None if weight is None else weight.unsqueeze(-1)
-    leading = tuple(range(latent.ndim - 1))
-    std = _mean((latent - _mean(latent, rows, leading)).square(), rows, leading).sqrt()
-    with torch.enable_grad():
-        z = latent.detach().clone().requires_grad_()
-        out = logits(z).flatten(0, -2).sum(0)  # rows do not meet, so the gradient of the sum holds each row's own
-        slopes = sum(torch.autograd.grad(one, z, retain_graph=True)[0].abs() for one in out)
-    return _mean((slopes / len(out) * std).mean(-1), weight)
-
-
 # ---------------------------------------------------------------------- means
 
 

@@ -25,7 +25,7 @@ PUSHED: dict[str, dict[str, Any]] = {"particle": {"dialect": "vmas"}}
 
 
 class Modes(NamedTuple):
-    """K modes of an agent: how many parameters each has, and what they do.
+    """K modes of an agent: how many parameters each has, and what they do; which of them are an angle.
 
     ``motion`` maps choices int64 [..., A] and parameters [..., A, P] in [-1, 1] to [..., A, 2] in [-1, 1], in units of
     the largest push of each agent along x and y; made of tensor operations alone.
@@ -33,6 +33,7 @@ class Modes(NamedTuple):
 
     param_sizes: tuple[int, ...]
     motion: Callable[[Tensor, Tensor], Tensor]
+    periodic: frozenset[tuple[int, int]] = frozenset()
 
 
 def planar(choice: Tensor, params: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def modes_named(name: str, device: torch.device | str) -> Modes:
         ValueError: any other name.
     """
     if name == "planar":
-        return Modes((0, 1, 1, 1), planar)
+        return Modes((0, 1, 1, 1), planar, frozenset({(3, 0)}))
     if name not in NAMES:
         raise ValueError(f"modes must be one of {list(NAMES)}, or a Modes, got {name!r}" + suggestion(str(name), NAMES))
     table = hard_motions(int(name.rpartition("-")[2])).to(device, torch.float32)
@@ -79,6 +80,7 @@ class HybridModes(OtherActions):
         super().__init__(env, hybrid(len(sizes), width, env.n_agents))
         self.high, self.modes = high, modes
         self.param_mask = torch.arange(width, device=self.device) < sizes.unsqueeze(-1)
+        self.periodic = modes.periodic
 
     def pushes(self, actions: Tensors) -> Tensor:
         """What the inner environment gets for hybrid ``actions``: [N, A, 2]."""

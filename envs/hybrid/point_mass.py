@@ -127,6 +127,7 @@ class PointMass(PureRules):
                          param_sizes=sizes, truncate=truncate)
         rules = catch if motions is None else partial(move, motions.t().contiguous().to(self.device, torch.float32))
         self.counts_misses = motions is None
+        self.periodic = frozenset({(0, 0)}) if motions is None else frozenset()
         self._set_rules(lambda state, choice, params: rules(state, choice, params[:, 0]), see, backend)
 
     def _begin(self, rows: int) -> Point:

@@ -7,13 +7,21 @@ from typing import Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from suite.losses.common import Loss
 from suite.losses.world_model import observation_error
-from suite.modules.gaussian import Direction, alignment, free_bits, kl_to_unit, nll, reparameterise, weighted_mean
+from suite.modules.gaussian import (
+    LOG_SQRT_2PI,
+    Direction,
+    alignment,
+    free_bits,
+    kl_to_unit,
+    nll,
+    reparameterise,
+    weighted_mean,
+)
 from suite.modules.networks import AgentInput, mlp
-from suite.modules.state_model import PAST, GaussianEncoder, Inferred, StateModel
+from suite.modules.state_model import MASKED_LOGIT, PAST, GaussianEncoder, Inferred, StateModel
 from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
 
 Target = Literal["x", "y", "xy"]
@@ -42,8 +50,9 @@ class CVAELoss(Loss):
       reconstructs x and y from its own latent, the actions with weight ``action_coef``; it exists in training only.
       It has no memory of its own, but sees the state of the student's, held fixed.
 
-    Means run over steps with a valid past and living agents. Gradients reach student, decoders and teacher; and the
-    model of the others through the student's input x, if the state model lets them.
+    Means run over steps with a valid past and living agents, and as to the others, over those alive as well (for the
+    teacher over pairs of both, as in `ActionModelLoss`); padding belongs to none. Gradients reach student, decoders and
+    teacher; and the model of the others through the student's input x, if the state model lets them.
 
     Args:
         alpha: weight of L_KL, ramped up by the caller. beta_teacher: of the teacher's prior.
@@ -67,6 +76,7 @@ class CVAELoss(Loss):
         self.rec_coef, self.teacher_coef, self.action_coef = rec_coef, teacher_coef, action_coef
         self.free = dict(per_dim=free_bits_dim, total=free_nats)
         self.rec_target, self.shape = rec_target, (n - 1, d, e, h)
+        self._register_padding(model, n, d)
         y_dim = (n - 1) * (d + e) + h
         sizes = {"x": model.x_dim, "y": y_dim, "xy": model.x_dim + y_dim}
         self.decoder = Decoder(n, latent_dim, sizes[rec_target], cells)
@@ -75,6 +85,15 @@ class CVAELoss(Loss):
             in_dim = model.x_dim + model.context_dim + model.memory_dim + y_dim
             self.teacher = GaussianEncoder(in_dim, latent_dim, cells)
             self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
+
+    def _register_padding(self, model: StateModel, n: int, d: int) -> None:
+        """``action_mask`` bool [N, P, E] and ``x_mask`` bool [N, X]: False where an agent lacks an action's entry."""
+        known = model.action_model.unpadded
+        known = torch.ones(n, n - 1, self.shape[2], dtype=torch.bool) if known is None else known
+        predicted = (known if self.discrete else torch.cat([known, known], -1)).flatten(1)  # mean and log-sigma
+        x_mask = torch.cat([predicted if part == "moa" else known.new_ones(n, d) for part in model.parts], -1)
+        self.register_buffer("action_mask", known, persistent=False)
+        self.register_buffer("x_mask", x_mask, persistent=False)
 
     def privileged(self, td: TensorDictBase) -> Tensor:
         """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables."""
@@ -87,50 +106,65 @@ class CVAELoss(Loss):
         """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats. ``known`` if it was inferred already."""
         known, y = self.model.infer_batch(minibatch) if known is None else known, self.privileged(minibatch)
         valid = minibatch[PAST[-1]].squeeze(-1)
-        weight = valid * minibatch[self.alive] if self.alive else valid
+        alive = minibatch[self.alive] if self.alive else torch.ones_like(valid, dtype=torch.bool)
+        weight, living = valid * alive, self.model.actions.of_others(alive.unsqueeze(-1)).squeeze(-1)
         student = known.mean, known.log_sigma
         z = reparameterise(*student, torch.randn_like(known.mean))
         x = known.x.detach()
         target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
-        error = observation_error(self.decoder(z), target, self._mask(y))
-        out = {"loss_rec": self.rec_coef * weighted_mean(error, weight)}
+        mask = self._target_mask(living)
+        error = observation_error(self.decoder(z), target, mask)
+        out = {"loss_rec": self.rec_coef * weighted_mean(error, weight * mask.any(-1))}
         if self.teacher is None:
             kl = kl_to_unit(*student)
         else:
             teacher = self.teacher(*known.student_inputs, y)
             kl = alignment(student, teacher, direction=self.kl_direction, weights=self.kl_weights)
-            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(x, y, teacher, weight)
+            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(x, y, teacher, weight, living)
         out["loss_kl"] = self.alpha * free_bits(kl, weight, **self.free)
         out["kl"] = weighted_mean(kl.detach().sum(-1), weight)
         return TensorDict(out)
 
-    def _mask(self, y: Tensor) -> Tensor:
-        """bool: the entries of the student's target that ever vary; padding does not count."""
-        mine, others = self.model.x_scaler.mask, self._seen_mask()
-        y_mask = F.pad(others, (0, y.shape[-1] - others.shape[-1]), value=True)
-        return {"x": mine, "y": y_mask, "xy": torch.cat([mine, y_mask], -1)}[self.rec_target]
+    def _target_mask(self, living: Tensor) -> Tensor:
+        """bool [N, X], or [..., N, Y] or [..., N, X + Y]: what counts of the student's target.
+
+        That is neither padding, nor what never varies, nor of others that are not ``living``, bool [..., N, P].
+        """
+        if self.rec_target == "x":
+            return self._own_mask()
+        parts = [(part & living.unsqueeze(-1)).flatten(-2) for part in (self._seen_mask(), self.action_mask)]
+        mask = torch.cat([*parts, living.new_ones(*living.shape[:-1], self.shape[-1])], -1)
+        return mask if self.rec_target == "y" else torch.cat([self._own_mask().expand(*mask.shape[:-1], -1), mask], -1)
+
+    def _own_mask(self) -> Tensor:
+        """bool [N, X]: entries of the features that vary, but padding."""
+        return self.model.x_scaler.mask & self.x_mask
 
     def _seen_mask(self) -> Tensor:
-        """bool [P D], or [N, P D] with padding: entries of the others' observations that ever vary."""
+        """bool [P, D], or [N, P, D] with padding: entries of the others' observations that ever vary."""
         mask = self.model.scaler.mask
-        return mask.repeat(self.shape[0]) if mask.ndim == 1 else self.model.actions.of_others(mask).flatten(-2)
+        return mask.expand(self.shape[0], -1) if mask.ndim == 1 else self.model.actions.of_others(mask)
 
-    def _teacher_loss(self, x: Tensor, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
+    def _teacher_loss(self, x: Tensor, y: Tensor, teacher: tuple[Tensor, Tensor], weight: Tensor,
+                      living: Tensor) -> Tensor:
         others, d, e, h = self.shape
         decoded = self.teacher_decoder(reparameterise(*teacher, torch.randn_like(teacher[0])))
         own, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
         y_seen, y_did, y_hidden = y.split([others * d, others * e, h], -1)
-        error = observation_error(own, x, self.model.x_scaler.mask)
-        error = error + observation_error(seen, y_seen, self._seen_mask())
-        did, y_did = did.unflatten(-1, (others, e)), y_did.unflatten(-1, (others, e))
-        if self.discrete:
-            missed = -(did.log_softmax(-1) * y_did).sum(-1).mean(-1)
-        else:
-            missed = nll(did, torch.zeros_like(did), y_did).mean(-1)
-        error = error + self.action_coef * missed
+        error = observation_error(own, x, self._own_mask())
         if h:
             error = error + (hidden - y_hidden).square().mean(-1)
-        return weighted_mean(error + self.beta_teacher * kl_to_unit(*teacher).sum(-1), weight)
+        seen, y_seen = (part.unflatten(-1, (others, d)) for part in (seen, y_seen))
+        did, y_did = (part.unflatten(-1, (others, e)) for part in (did, y_did))
+        of_others = observation_error(seen, y_seen, self._seen_mask()) + self.action_coef * self._action_nll(did, y_did)
+        error = error + self.beta_teacher * kl_to_unit(*teacher).sum(-1)
+        return weighted_mean(error, weight) + weighted_mean(of_others, weight.unsqueeze(-1) * living)
+
+    def _action_nll(self, decoded: Tensor, did: Tensor) -> Tensor:
+        """[..., N, P]: of encoded actions [..., N, P, E]; continuous ones have sigma 1, and padding costs nothing."""
+        if self.discrete:
+            return -(decoded.masked_fill(~self.action_mask, MASKED_LOGIT).log_softmax(-1) * did).sum(-1)
+        return nll(decoded * self.action_mask, torch.where(self.action_mask, 0.0, -LOG_SQRT_2PI), did)
 
     def networks(self, part: str) -> dict[str, list]:
         """Student with its decoder under ``part``, and the teacher."""

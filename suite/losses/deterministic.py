@@ -65,16 +65,23 @@ class DeterministicPolicyLoss(Loss):
     """L = - mean Q_1(s, mu(s)); no gradient reaches the critic.
 
     With a central critic all agents' actions come from the present policy; Lowe et al. (2017) replay those of others.
+
+    Args:
+        actor, critic: see `QValueLoss`. levels: {name: module} of an actor whose parts have optimisers and clipping of
+            their own; None: it has one.
     """
 
-    def __init__(self, actor: nn.Module, critic: nn.Module):
+    def __init__(self, actor: nn.Module, critic: nn.Module, levels: dict[str, nn.Module] | None = None):
         super().__init__([OBSERVATION])
         self.actor = actor
+        self.__dict__["levels"] = levels
         self.__dict__["critic"] = critic  # the other loss has it
 
     def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
-        """The actor."""
-        return {part: list(self.actor.parameters())}
+        """The actor, or ``part_level`` for each of its levels."""
+        if self.levels is None:
+            return {part: list(self.actor.parameters())}
+        return {f"{part}_{name}": list(module.parameters()) for name, module in self.levels.items()}
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_actor``, and how much of the action's box is used: the share of outputs beyond 0.95."""

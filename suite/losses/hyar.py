@@ -359,10 +359,14 @@ def _check(specs: Specs, options: dict[str, Any]) -> None:
                  "bounds_rows", "relabel_threshold"):
         if not options[name] > 0:
             raise ValueError(f"{name} of codec 'hyar' must be positive, got {options[name]}")
+    if type(options["lr_embeddings"]) not in (int, float, type(None)):
+        raise ValueError(f"lr_embeddings of codec 'hyar' must be a number or None, got {options['lr_embeddings']!r}")
     for name in ("residual_coef", "param_coef", "kl_coef", "pretrain", "refresh_after", "relabel_noise", "relabel_clip",
                  "lr_embeddings"):
         if not (options[name] or 0) >= 0:
             raise ValueError(f"{name} of codec 'hyar' must not be negative, got {options[name]}")
+    if options["bounds_rows"] < 2:
+        raise ValueError("bounds_rows of codec 'hyar' must be at least 2: one row has no range")
     if options["legacy"] and options["relabel"] != "both":
         raise ValueError(f"legacy of codec 'hyar' is about relabelled latents: relabel {options['relabel']!r} has none")
     if options["normalize_residual"] and not options["residual_coef"]:

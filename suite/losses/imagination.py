@@ -1,7 +1,8 @@
 """What a learner can do with a world model: better value targets, and more experience to learn from.
 
-All of it waits for a world model that predicts: the skill is measured on the held-out environments of each batch, and
-below the threshold nothing imagined counts (it is computed all the same: no question is put to the device).
+All of it waits for a world model that predicts observations and rewards: both are measured on the held-out
+environments of each batch, and below the thresholds nothing imagined counts (it is computed all the same: no question
+is put to the device).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from suite import distributed
 from suite.data import FirstRows
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
-from suite.losses.world_model import WorldModelLoss
+from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.lowered import Tensors
 from suite.modules.policies import CRITIC_HIDDEN
 from suite.modules.simulator import GOES_ON, ModelledOthers, Simulator, own_rows, rollout_lengths
@@ -38,6 +39,7 @@ from suite.specs import (
     VALUE_TARGET,
     Specs,
 )
+from suite.state_metrics import reward_prediction
 
 Kind = Literal["none", "expand", "dyna", "decentralised"]
 HORIZONS = {"expand": (1, 3), "dyna": (3, 5), "decentralised": (3, 15)}
@@ -72,9 +74,13 @@ def imagined_gae(reward: Tensor, value: Tensor, next_value: Tensor, goes_on: Ten
 class Imagination(nn.Module):
     """Rolls the world model out from every frame of a batch, after the recipe's estimates, and makes use of it.
 
+    What was imagined counts only if, on the held-out environments of the batch, observations are predicted with a skill
+    (wm/obs_skill_1) above ``least_skill``, and rewards better than by a constant (wm/rew_r2 above 0): targets and
+    advantages are sums of predicted rewards. Rewards that are constant there say nothing, and leave it closed.
+
     Args:
         simulator, world_loss: of the world model, which remains its owner's. learner: what it works for.
-        horizon: imagined steps H. least_skill: what the measured skill must exceed. held_out: see `FirstRows`.
+        horizon: imagined steps H. least_skill: what the skill must exceed. held_out: see `FirstRows`.
 
     Attributes:
         gate: 0-d, 1 if what was imagined of this batch counts, else 0.
@@ -98,10 +104,12 @@ class Imagination(nn.Module):
         out = FirstRows.kept_out(len(batch), self.held_out)
         if not out:
             raise ValueError("imagination of loss 'moa' is measured on held-out environments: it needs --num-envs 2")
-        skill = distributed.average(self.world_loss.skill(batch[-out:]))
-        self.gate.copy_(skill > self.least_skill)
-        self.noted = {"imagination/active": self.gate.clone(), "imagination/skill": skill}
-        self.imagine(batch, batch[-out:])
+        held = batch[-out:]
+        measured = torch.stack([self.world_loss.skill(held), reward_skill(self.world_loss, held)])
+        skill, paid = distributed.average(measured)
+        self.gate.copy_((skill > self.least_skill) & (paid > 0))
+        self.noted = {"imagination/active": self.gate.clone(), "imagination/skill": skill, "imagination/rew_r2": paid}
+        self.imagine(batch, held)
         return batch
 
     def imagine(self, batch: TensorDictBase, held: TensorDictBase) -> None:
@@ -257,6 +265,12 @@ def terminates(batch: TensorDictBase, horizon: int) -> Tensor:
 def stacked(steps: Sequence[Tensors], key: NestedKey) -> Tensor:
     """[R, H, ...]: one entry of all imagined steps."""
     return torch.stack([step[key] for step in steps], 1)
+
+
+def reward_skill(world_loss: WorldModelLoss, held: TensorDictBase) -> Tensor:
+    """0-d: share of the variance of the task's reward that is predicted, 0 if it is constant (wm/rew_r2)."""
+    reward = world_loss.predict(held)[1]
+    return reward_prediction(reward, world_loss.scaled(held[TASK_REWARD]))["rew_r2"]
 
 
 def predictability(action_loss: ActionModelLoss, held: TensorDictBase) -> Tensor:

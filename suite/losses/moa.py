@@ -16,7 +16,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from suite import distributed
-from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, ReplayView, Sequences
+from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, Replay, Sequences
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
 from suite.losses.curiosity import Curiosity, Scale
@@ -149,6 +149,7 @@ class MOALoss(Loss):
         self.recorders = [TensorDictModule(self.model.previous, in_keys=[OBSERVATION, *self.model.previous.keys],
                                            out_keys=[("next", *key) for key in PAST])]
         self.trains = actor_inputs not in CONTROLS
+        self.__dict__["input"] = None  # not a submodule: the policy has it
         if not self.trains:  # plain inputs, nothing to learn
             self.requires_grad_(False)
             past = dict(zip(PAST, (specs.obs_dim, specs.n_agents * specs.action_dim, 1), strict=True))
@@ -160,6 +161,7 @@ class MOALoss(Loss):
         if width or self.model.memory_dim:  # a memory runs also where nobody reads what it makes
             network = PolicyInput(self.acting, latent, with_actions=with_actions, with_latent=with_latent or not width,
                                   shuffle=shuffle)
+            self.__dict__["input"] = network
             self.encoders = [TensorDictModule(network, in_keys=network.in_keys, out_keys=network.out_keys)]
         self.features = {LATENT: width} if width else {}
 
@@ -206,6 +208,8 @@ class MOALoss(Loss):
         self.reward_moments.update(batch[TASK_REWARD], alive)
         self.world_loss.reward_scale.copy_(self.reward_moments.var.sqrt().clamp_min(1e-3).squeeze())
         self.iterations += 1
+        if self.input is not None:
+            self.input.turn()
         if self.acting is not self.model:
             share = max(self.acting_tau, 1 / self.iterations)
             torch._foreach_lerp_(list(self.acting.parameters()), list(self.model.parameters()), share)
@@ -259,7 +263,9 @@ class MOALoss(Loss):
         return [update, self._again(update, data, optimisation | own)] if self.wm_replay else [update]
 
     def _without_held_out(self, data: DataSource) -> DataSource:
-        return FirstRows(data, self.held_out) if self.held_out and not isinstance(data, ReplayView) else data
+        if isinstance(data.owner, Replay):
+            self.held_out = 0.0  # frames of all environments are replayed, so `diagnose` has none left to measure on
+        return FirstRows(data, self.held_out) if self.held_out else data
 
     def _again(self, update: Update, data: DataSource, optimisation: dict[str, Any]) -> Update:
         """The world model on earlier batches, with the optimiser that it has, in steps of its own."""
@@ -282,7 +288,7 @@ class MOALoss(Loss):
         return Chunks(sequences, self.memory_chunk) if self.memory_chunk else sequences
 
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
-        """Metrics of the environments that were held out; see `moa_metrics`."""
+        """Metrics of the environments that were held out (see `moa_metrics`); none where a replay buffer has them all."""
         out = FirstRows.kept_out(len(batch), self.held_out)
         if not self.trains or not out:
             return {}

@@ -56,6 +56,7 @@ class Returns(ValueEstimatorBase):
                  lmbda: float, n: int, normalize: Normalization, target_tau: float | None = None,
                  target: TensorDictModule | None = None, standardize_reward: int = 0, mask: NestedKey | None = None,
                  mask_rewards: bool = True, value_norm: bool = False, encoders: Sequence[TensorDictModule] = (),
+                 target_lmbda: float | None = None,
                  keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
         _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
         if kind == "padded_nstep" and mask is None:
@@ -64,7 +65,7 @@ class Returns(ValueEstimatorBase):
         value, value_target, advantage = keys
         self.set_keys(advantage=advantage, value_target=value_target, value=value, reward=REWARD, done=DONE,
                       terminated=TERMINATED)
-        self.kind, self.gamma, self.lmbda, self.n = kind, gamma, lmbda, n
+        self.kind, self.gamma, self.lmbda, self.n, self.target_lmbda = kind, gamma, lmbda, n, target_lmbda
         self.normalize, self.tau = normalize, target_tau
         self.mask, self.mask_rewards = mask, mask_rewards
         self.critic_keys = list(critic.in_keys)
@@ -96,7 +97,10 @@ class Returns(ValueEstimatorBase):
         given, next_value = self._values(tensordict)
         value, next_value = self.in_reward_units(given), self.in_reward_units(next_value)
         if self.kind == "gae":
-            advantage, target = gae(reward, value, next_value, done, terminated, gamma=self.gamma, lmbda=self.lmbda)
+            known = reward, value, next_value, done, terminated
+            advantage, target = gae(*known, gamma=self.gamma, lmbda=self.lmbda)
+            if self.target_lmbda is not None:
+                _, target = gae(*known, gamma=self.gamma, lmbda=self.target_lmbda)
         elif self.kind == "padded_nstep":
             # in a whole episode the next value of t is the value of t + 1; that of 0 is in no return
             values = torch.cat([torch.zeros_like(next_value[:, :1]), next_value], 1)
@@ -145,8 +149,8 @@ class Returns(ValueEstimatorBase):
         now = {key: batch[key] for key in keys}
         after = {key: batch[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.next_keys}
         if self.encoder is not None:
-            after = self.encoder(after)
-            after = {key: after[key] for key in keys}
+            encoded, done = self.encoder(dict(after)), batch["next", *DONE]
+            after = {key: after[key] if key in after else _next_roots(now[key], encoded[key], done) for key in keys}
         if self.recurrent:
             value, next_value = self._recurrent_values("critic", self.lowered, batch, now, after)
             if self.target is not None:
@@ -205,3 +209,12 @@ def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, tar
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
     if n < 1:
         raise ValueError(f"n-step returns need n >= 1, got {n}")
+
+
+def _next_roots(root: Tensor, encoded: Tensor, done: Tensor) -> Tensor:
+    """What an encoder wrote at each next step of rows [N, T, ...]: within an episode that is what the next step began
+    with, so that both of its values are of the same latent, also of a random one; else what was ``encoded``.
+    """
+    over = done[:, :-1].flatten(2).all(-1)
+    inside = torch.where(over.reshape(*over.shape, *[1] * (root.ndim - 2)), encoded[:, :-1], root[:, 1:])
+    return torch.cat([inside, encoded[:, -1:]], 1)

@@ -247,6 +247,8 @@ class ActionCodec(EmbeddingCodec):
         """
         if not 0 < range_percent <= 100:
             raise ValueError(f"range_percent must lie in (0, 100], got {range_percent}")
+        if len(z) < 2:
+            raise ValueError(f"bounds need at least 2 latents, got {len(z)}")
         ordered = z.sort(0).values
         border = int((100 - range_percent) / 2 * len(z) / 100 + 1e-9)  # 1e-9: 27 and not 26.999...
         self.low.copy_(ordered[border])

@@ -338,7 +338,8 @@ class StateModel(nn.Module):
 class PolicyInput(nn.Module):
     """The latent (and, if asked, the predicted actions) as the actor reads it; no gradient.
 
-    ``shuffle`` hands every environment the latent of another one: a control that has all but the information.
+    ``shuffle`` hands every environment the latent of another one, the same one until `turn`: a control that has all but
+    the information.
 
     Attributes:
         in_keys, out_keys: of its TensorDictModule; a memory is read and handed on to the next step.
@@ -349,6 +350,7 @@ class PolicyInput(nn.Module):
         super().__init__()
         self.model, self.latent, self.shuffle = model, latent, shuffle
         self.with_latent, self.with_actions = with_latent, with_actions
+        self.register_buffer("shift", torch.zeros((), dtype=torch.int64))
         carried = MEMORY if model.memory_dim else ()
         self.carried: dict[NestedKey, tuple[int, ...]] = {key: (len(model.ids), model.memory_dim) for key in carried}
         self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in carried)]
@@ -368,9 +370,14 @@ class PolicyInput(nn.Module):
                 out[0] = out[0][self._others_rows(len(out[0]), out[0].device)]
             return tuple(out) if self.carried else out[0]
 
+    def turn(self) -> None:
+        """Draw anew whose latent each environment gets."""
+        if self.shuffle:
+            self.shift.random_(2**31)
+
     def _others_rows(self, rows: int, device: torch.device) -> Tensor:
-        """[rows] numbers of other rows: all turned by one random distance, so that nobody keeps its own."""
-        return (torch.arange(rows, device=device) + torch.randint(1, max(2, rows), (1,), device=device)) % rows
+        """[rows] numbers of other rows: all turned by one distance, so that nobody keeps its own."""
+        return (torch.arange(rows, device=device) + 1 + self.shift % max(1, rows - 1)) % rows
 
     def _read(self, known: Inferred) -> Tensor:
         parts = []

@@ -1,6 +1,7 @@
 """The hybrid-action recipe: every algorithm with every codec it knows, exact resume, its defaults, what it refuses."""
 
 import re
+import shlex
 import sys
 
 import pytest
@@ -139,14 +140,25 @@ def test_settings_of_the_published_runs():
 
 @pytest.mark.parametrize("algorithm", ["td3", "ddpg", "hhqn_td3", "pdqn"])
 def test_equal_tuning_is_that_of_hyar(algorithm):
-    """What makes the algorithm stays, such as its delay, its smoothing and its warm start."""
+    """What makes the algorithm stays, such as its delay and its warm start, and P-DQN's last probability."""
     for task in ("hybrid/platform", "hybrid/hard_move-4"):
         own = {"algorithm": algorithm, "codec": "none"}
         paper, equal, model = (configure({"task": task} | chosen) for chosen in (own, own | {"tuning": "equal"}, {}))
-        assert paper != equal and {name: getattr(equal, name) for name in TUNED} == {
-            name: getattr(model, name) for name in TUNED}
-        for name in ("policy_delay", "smoothing", "pass_through", "frames", "actor_cells"):
+        same = set(TUNED) - ({"exploration_end"} if algorithm == "pdqn" else set())
+        assert paper != equal and all(getattr(equal, name) == getattr(model, name) for name in same)
+        for name in ("policy_delay", "pass_through", "frames", "actor_cells"):
             assert getattr(equal, name) == getattr(paper, name)
+        assert equal.smoothing == (0.1 if algorithm == "td3" else 0.0)
+        assert algorithm != "pdqn" or equal.exploration_end == 0.01
+
+
+def test_embeddings_alone_have_hyars_settings():
+    for task, algorithm in (("hard_move-4", "td3"), ("goal", "ddpg"), ("catch_point", "td3")):
+        whole, alone = (configure({"task": f"hybrid/{task}", "algorithm": algorithm, "codec": codec})
+                        for codec in ("hyar", "embedding"))
+        for name in ("buffer_size", "gamma", "lr", "critic_lr", "tau", "critic_tau", "exploration_start", "smoothing"):
+            assert getattr(alone, name) == getattr(whole, name)
+        assert alone.codec_options.get("embed_dim") == whole.codec_options.get("embed_dim")
 
 
 LARGE = {("hyar", "td3", "hard_move-4"), ("hyar", "ddpg", "hard_move-4"), ("hyar", "ddpg", "goal"),
@@ -178,6 +190,14 @@ def test_the_swap_flags_are_a_run():
     other = parsed(*swap_flags(cfg).split())
     assert (other.codec, other.algorithm, other.task) == ("none", "td3", cfg.task)
     assert parsed(*swap_flags(other).split()).codec == "hyar"
+    assert (other.num_envs, other.steps, other.actor_cells) == (4, 5, (8,))
+
+
+def test_the_swap_flags_keep_what_the_other_algorithm_reads():
+    cfg = parsed("--algorithm", "hppo", "--task", "hybrid/catch_point", "--clip", "0.1", "--gamma", "0.9", "--frames",
+                 "70")
+    other = parsed(*shlex.split(swap_flags(cfg)))
+    assert (other.codec, other.gamma, other.frames, other.clip) == ("hyar", 0.9, 70, 0.2)
 
 
 @pytest.mark.parametrize("given, message", [
@@ -191,6 +211,8 @@ def test_the_swap_flags_are_a_run():
     (["--codec-options", "latent_dim=0"], "latent_dim of codec 'hyar' must be positive, got 0"),
     (["--codec-options", "warmup=100"], "bounds_rows"),
     (["--codec-options", "memory=5000"], "memory"),
+    (["--codec-options", "bounds_rows=1"], "bounds_rows of codec 'hyar' must be at least 2: one row has no range"),
+    (["--codec-options", "lr_embeddings=big"], "lr_embeddings of codec 'hyar' must be a number or None, got 'big'"),
     (["--first-update", "64"], "minibatch_size 128 is more than first_update 64"),
     (["--task", "foraging/2s-8x8-2p-2f-coop"], r"has discrete actions, not hybrid ones: take a hybrid task \(hyb"),
     (["--task-options", "levels=5"], "levels make 'hybrid/platform' a task with discrete actions: leave them out"),

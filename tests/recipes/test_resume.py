@@ -49,6 +49,7 @@ RUNS = {
     "moa gru": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "policy_latent=sample", "--actor-recurrent-dim", "6",
                 "--critic-recurrent-dim", "5"],
     "moa memory": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "memory=gru", "memory_dim=6", "memory_chunk=5"],
+    "moa shuffled": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "shuffle_z=True"],
     "moa ramp": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.9", "actor_inputs=obs+z+moa"],
 }
 MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "alpha_warmup=0.0",

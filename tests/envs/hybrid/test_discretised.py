@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from envs import make_env
 from envs.base import ACTION, CHOICE, OBSERVATION, PARAMS, REWARD
@@ -9,10 +10,11 @@ from envs.hybrid.discretised import Discretised
 
 
 def test_every_choice_with_every_value_of_its_parameters():
-    """Catch Point: move with a parameter at -1, 0 and 1, and catch without."""
-    env = make_env("hybrid/catch_point", num_envs=2, levels=3)
-    assert env.full_action_spec[ACTION].space.n == 4 and env.param_mask is None
-    assert env.choices.tolist() == [0, 0, 0, 1] and env.params.flatten().tolist() == [-1.0, 0.0, 1.0, 0.0]
+    """Moving: accelerate and turn with a parameter at -1, 0 and 1, and brake without."""
+    env = make_env("hybrid/moving", num_envs=2, levels=3)
+    assert env.full_action_spec[ACTION].space.n == 7 and env.param_mask is None
+    assert env.choices.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert env.params.flatten().tolist() == [-1.0, 0.0, 1.0, -1.0, 0.0, 1.0, 0.0]
 
 
 def test_two_parameters_make_a_grid():
@@ -45,3 +47,14 @@ def test_levels_that_cannot_be(task, levels, message):
 def test_only_hybrid_actions_have_levels():
     with pytest.raises(ValueError, match="levels are for hybrid actions"):
         Discretised(make_env("vmas/navigation", num_envs=2), 3)
+
+
+def test_angles_take_steps_of_a_full_turn():
+    """-1 and 1 are the same angle: five values are five directions, 72 degrees apart."""
+    env = make_env("hybrid/catch_point", num_envs=1, levels=5)
+    assert env.choices.tolist() == [0, 0, 0, 0, 0, 1]
+    assert_close(env.params.flatten(), torch.tensor([0.0, 0.4, 0.8, -0.8, -0.4, 0.0]))
+    env = make_env("hybrid/vmas.navigation", num_envs=1, levels=8)
+    pushes = env.env.modes.motion(env.choices, env.params)
+    assert len(pushes.round(decimals=3).add(0.0).unique(dim=0)) == 21
+    assert (env.params[env.choices == 1].flatten().diff() - 2 / 7).abs().max() < 1e-6

@@ -231,6 +231,32 @@ def test_the_policy_loss_moves_the_actor_alone():
     assert out["saturated"].item() == 0.5
 
 
+def test_levels_of_an_actor_have_optimisers_and_clipping_of_their_own():
+    """Gradients (3, 4) and (6, 8): each level is clipped to length 1 by itself."""
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.upper, self.lower = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
+
+        def forward(self, observation):
+            return torch.cat([self.upper(observation), self.lower(observation)], -1)
+
+    class Slope(nn.Module):
+        def first(self, observation, action):
+            return (action * action.new_tensor([3.0, 4.0, 6.0, 8.0])).sum(-1, keepdim=True)
+
+    actor = Two()
+    before = [actor.upper.weight.detach().clone(), actor.lower.weight.detach().clone()]
+    loss = DeterministicPolicyLoss(actor, Slope(), {"upper": actor.upper, "lower": actor.lower})
+    names, sgd = ("actor_upper", "actor_lower"), partial(torch.optim.SGD, lr=1.0)
+    update = Update("two", {"actor": loss}, None, optimizer=dict.fromkeys(names, sgd),
+                    max_grad_norm=dict.fromkeys(names, 1.0), delay={})
+    out = update.step(TensorDict({OBSERVATION: torch.ones(1, 1, 1)}, [1]))
+    assert (out["grad_norm_actor_upper"].item(), out["grad_norm_actor_lower"].item()) == (5.0, 10.0)
+    for level, old in zip((actor.upper, actor.lower), before, strict=True):
+        torch.testing.assert_close(level.weight - old, torch.tensor([[0.6], [0.8]]))
+
+
 def test_soft_targets_have_a_rate_each():
     nets = [nn.Linear(2, 1) for _ in range(4)]
     before = [deepcopy(net) for net in nets]

@@ -307,6 +307,39 @@ def test_encoders_run_before_the_critic():
     assert_close(batch[ADVANTAGE], expected[0])
 
 
+class Blurred(nn.Module):
+    """A random encoder: its latent is another one each time it is asked."""
+
+    def forward(self, x):
+        return x[..., :2] + torch.randn_like(x[..., :2])
+
+
+def test_both_values_of_a_step_are_of_the_same_latent():
+    """Within an episode V(next of t) is V(t + 1), also where an encoder draws; only at its end it is encoded anew."""
+    critic, batch = critic_of({LATENT: 2}), make_batch(SPECS)
+    encoder = TensorDictModule(Blurred(), in_keys=[OBSERVATION], out_keys=[LATENT])
+    batch[LATENT] = encoder(batch.clone())[LATENT]
+    batch["next", *OBSERVATION][:, :-1] = batch[OBSERVATION][:, 1:]  # and all else that the critic reads
+    for key in critic.in_keys:
+        if key not in (LATENT, OBSERVATION):
+            batch["next", *((key,) if isinstance(key, str) else key)][:, :-1] = batch[key][:, 1:]
+    value, after = returns_of(critic, encoders=[encoder])._values(batch)
+    inside = ~batch["next", *DONE][:, :-1].all(2, keepdim=True).expand_as(after[:, :-1])
+    assert inside.any() and not inside.all()
+    assert_close(after[:, :-1][inside], value[:, 1:][inside])
+    assert (after[:, :-1][~inside] - value[:, 1:][~inside]).abs().min() > 1e-6
+
+
+def test_targets_may_have_another_lambda():
+    """lambda 1: discounted sums of rewards with a bootstrap; advantages keep theirs."""
+    one, two, sums = make_batch(SPECS), make_batch(SPECS), make_batch(SPECS)
+    critic = critic_of({})
+    returns_of(critic)(one), returns_of(critic, target_lmbda=1.0)(two), returns_of(critic, lmbda=1.0)(sums)
+    assert_close(two[ADVANTAGE], one[ADVANTAGE])
+    assert_close(two[VALUE_TARGET], sums[VALUE_TARGET])
+    assert not torch.equal(one[VALUE_TARGET], two[VALUE_TARGET])
+
+
 # --------------------------------------------------------------- recurrent critics
 
 
