@@ -38,8 +38,8 @@ _FRAMES = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 5
            "foraging/2s-8x8-2p-2f-coop": 500_000}  # of table moa_small
 _MOA_NOTES = ["Return is the mean over agents, greedy actions, 32 fresh episodes.",
               "MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to "
-              "1.2 times), MOA-plain-x leaves the world model's residual out of the features, MOA-shuffled reads another "
-              "environment's latent, Oracle the hidden variables."]
+              "1.2 times), MOA-plain-x leaves the world model's residual out of its features, MOA-shuffled reads "
+              "another environment's latent, Oracle the hidden variables."]
 
 TABLES = {
     "cooperative": Table(
