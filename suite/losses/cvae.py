@@ -87,7 +87,7 @@ class CVAELoss(Loss):
             self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
 
     def _register_padding(self, model: StateModel, n: int, d: int) -> None:
-        """``action_mask`` bool [N, P, E] and ``x_mask`` bool [N, X]: False where an agent lacks an action's entry."""
+        """``action_mask`` bool [N, P, E] and ``x_mask`` bool [N, X]: False where another's action is padded."""
         known = model.action_model.unpadded
         known = torch.ones(n, n - 1, self.shape[2], dtype=torch.bool) if known is None else known
         predicted = (known if self.discrete else torch.cat([known, known], -1)).flatten(1)  # mean and log-sigma
@@ -137,7 +137,7 @@ class CVAELoss(Loss):
         return mask if self.rec_target == "y" else torch.cat([self._own_mask().expand(*mask.shape[:-1], -1), mask], -1)
 
     def _own_mask(self) -> Tensor:
-        """bool [N, X]: entries of the features that vary, but padding."""
+        """bool [N, X]: features that vary and are no padding."""
         return self.model.x_scaler.mask & self.x_mask
 
     def _seen_mask(self) -> Tensor:

@@ -106,9 +106,10 @@ class Imagination(nn.Module):
             raise ValueError("imagination of loss 'moa' is measured on held-out environments: it needs --num-envs 2")
         held = batch[-out:]
         measured = torch.stack([self.world_loss.skill(held), reward_skill(self.world_loss, held)])
-        skill, paid = distributed.average(measured)
-        self.gate.copy_((skill > self.least_skill) & (paid > 0))
-        self.noted = {"imagination/active": self.gate.clone(), "imagination/skill": skill, "imagination/rew_r2": paid}
+        skill, explained = distributed.average(measured)
+        self.gate.copy_((skill > self.least_skill) & (explained > 0))
+        self.noted = {"imagination/active": self.gate.clone(), "imagination/skill": skill,
+                      "imagination/rew_r2": explained}
         self.imagine(batch, held)
         return batch
 

@@ -288,7 +288,7 @@ class MOALoss(Loss):
         return Chunks(sequences, self.memory_chunk) if self.memory_chunk else sequences
 
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
-        """Metrics of the environments that were held out (see `moa_metrics`); none where a replay buffer has them all."""
+        """Metrics of the environments that were held out, see `moa_metrics`; a replay buffer leaves none out."""
         out = FirstRows.kept_out(len(batch), self.held_out)
         if not self.trains or not out:
             return {}

@@ -23,8 +23,9 @@ def toy(monkeypatch):
 
 @pytest.fixture
 def skilled(monkeypatch):
-    """A world model that is said to be good enough."""
+    """A world model that is said to be good enough, in observations and rewards."""
     monkeypatch.setattr(WorldModelLoss, "skill", lambda self, td: torch.tensor(0.9))
+    monkeypatch.setattr("suite.losses.imagination.reward_skill", lambda world_loss, held: torch.tensor(0.9))
 
 
 def moa(options, *, actions="discrete", **changes):
@@ -118,6 +119,7 @@ def test_the_ratio_of_imagined_actions_starts_at_one(kind, skilled):
 def test_a_closed_gate_leaves_the_learner_as_it_would_be_without(kind, monkeypatch):
     """The same batch and minibatches: to the last bit the same actor and critic, although all is computed."""
     after = []
+    monkeypatch.setattr("suite.losses.imagination.reward_skill", lambda world_loss, held: torch.tensor(0.9))
     for skill in (0.1, 0.9, None):
         monkeypatch.setattr(WorldModelLoss, "skill", lambda self, td, skill=skill: torch.tensor(skill or 0.0))
         trainer, batch = prepared(kind)

@@ -39,6 +39,14 @@ def make_td(specs, *shape, seed=0, valid=None):
     return td
 
 
+def silent(network, says=0.0):
+    """The same network with an output that depends on nothing."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.net[-1].bias.fill_(says)
+
+
 def setting(loss, monkeypatch, *, student=STUDENT, teacher=TEACHER, miss=0.5):
     """Encoders and the student's decoder by hand; the decoder misses x by that much everywhere."""
     seen = {}
@@ -138,6 +146,71 @@ def test_teacher_loss_by_hand(kind, hidden, coef, monkeypatch):
     if hidden:
         expected += y[..., 8 + e:].square().mean()
     assert loss(td)["loss_teacher"].item() == pytest.approx(2 * expected.item(), rel=1e-5)
+
+
+# observations 1, 2, 3 and actions 0, 0.5, 1 of agents 0, 1, 2 in all 4 and 2 entries. Alive are 0 and 1 (agent 2 is 9
+# and -1 then), all, 0 alone. Decoders say 0, so that errors are squares, and 0.5 |a|^2 + ln 2 pi of actions
+# pairs: 0-1, 1-0 and twice each of three: seen (4 + 1 + 2 * 14) / 8, did (0.25 + 0 + 2 * 1.25) / 8
+# own: (1 + 4 + 1 + 4 + 9 + 1) / 6; the student's targets have 4 and 2 entries of each living other, and 4 own ones
+@pytest.mark.parametrize("target, rec", [
+    ("x", 20 / 6), ("y", (16.5 / 6 + 4 / 6 + 54.5 / 12 + 42 / 12 + 20.5 / 12) / 5),
+    ("xy", (20.5 / 10 + 20 / 10 + 58.5 / 16 + 58 / 16 + 56.5 / 16 + 4 / 4) / 6)])
+def test_others_that_left_are_no_targets(target, rec, monkeypatch):
+    specs = make_specs("continuous", alive=ALIVE)
+    loss, td = make_loss(specs, parts=("obs",), rec_target=target, action_coef=1.0), make_td(specs, 3)
+    monkeypatch.setattr(loss.teacher, "forward", lambda x, *rest: (torch.zeros(*x.shape[:-1], 2),) * 2)
+    td[ALIVE] = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
+    seen, did = torch.tensor([1.0, 2.0, 3.0]).expand(3, 3).clone(), torch.tensor([0.0, 0.5, 1.0]).expand(3, 3).clone()
+    seen[~td[ALIVE]], did[~td[ALIVE]] = 9.0, -1.0
+    actions = loss.model.actions
+    td[OBSERVATION] = seen.unsqueeze(-1).expand(3, 3, 4)
+    td[ACTION] = actions.middle + actions.reach * did.unsqueeze(-1)
+    silent(loss.decoder)
+    silent(loss.teacher_decoder)
+    out = loss(td)
+    assert out["loss_rec"].item() == pytest.approx(rec, abs=1e-5)
+    assert out["loss_teacher"].item() == pytest.approx(20 / 6 + 33 / 8 + 2.75 / 8 + math.log(2 * math.pi), abs=1e-5)
+
+
+# decoders say 1; agent 1 has one action of two, which is 1, agent 0 did 0.5 and 0; or two of five choices. So agent 0
+# is told 0 + ln sqrt(2 pi) of it, and agent 1 is told 0.125 + 0.5 + 2 ln sqrt(2 pi); or ln 2 and ln 5. Observations are
+# 0: the student's 4 entries of each other cost 1, and its actions 0 of 1, and 0.25 + 1 of 2; a choice's 1 or 0 are
+# missed by 0 and 1: 1 of 2, and 4 of 5
+@pytest.mark.parametrize("kind, teacher, rec", [
+    ("continuous", (0.625 + 1.5 * math.log(2 * math.pi)) / 2, (4 / 5 + 5.25 / 6) / 2),
+    ("discrete", math.log(10) / 2, (5 / 6 + 8 / 9) / 2)])
+def test_padded_actions_cost_nothing(kind, teacher, rec, monkeypatch):
+    mask = torch.ones(2, 2 if kind == "continuous" else 5, dtype=torch.bool)
+    mask[1, 1 if kind == "continuous" else 2:] = False
+    specs = make_specs(kind, n_agents=2, action_mask=mask)
+    loss, td = make_loss(specs, parts=("obs",), rec_target="y", action_coef=1.0), make_td(specs, 3)
+    monkeypatch.setattr(loss.teacher, "forward", lambda x, *rest: (torch.zeros(*x.shape[:-1], 2),) * 2)
+    td[OBSERVATION].zero_()
+    if kind == "continuous":
+        actions = loss.model.actions
+        td[ACTION] = actions.middle + actions.reach * torch.tensor([[0.5, 0.0], [1.0, 0.7]]).expand(3, 2, 2)
+    else:
+        td[ACTION] = torch.tensor([4, 1]).expand(3, 2)
+    silent(loss.decoder, 1.0)
+    silent(loss.teacher_decoder, 1.0)
+    out = loss(td)
+    assert out["loss_teacher"].item() == pytest.approx(1 + 1 + teacher, abs=1e-5)
+    assert out["loss_rec"].item() == pytest.approx(rec, abs=1e-5)
+
+
+def test_padded_predictions_are_no_features_to_reconstruct(monkeypatch):
+    """Means and log-sigmas are 0, and a decoder says 1; the padded log-sigma is a constant, far from 0."""
+    specs = make_specs("continuous", n_agents=2, action_mask=torch.tensor([[True, True], [True, False]]))
+    loss, td = make_loss(specs, parts=("moa",)), make_td(specs, 3)
+    monkeypatch.setattr(loss.teacher, "forward", lambda x, *rest: (torch.zeros(*x.shape[:-1], 2),) * 2)
+    silent(loss.model.action_model)
+    silent(loss.decoder, 1.0)
+    silent(loss.teacher_decoder, 1.0)
+    td[OBSERVATION], td[ACTION] = torch.ones(3, 2, 4), loss.model.actions.middle.expand(3, 2, 2)
+    out = loss(td)
+    assert out["loss_rec"].item() == pytest.approx(1.0, abs=1e-6)
+    did = 0.1 * (0.5 + 1.0 + 1.5 * math.log(2 * math.pi)) / 2
+    assert out["loss_teacher"].item() == pytest.approx(1 + 0 + did, abs=1e-5)
 
 
 @pytest.mark.parametrize("target", ["x", "y", "xy"])

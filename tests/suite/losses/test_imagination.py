@@ -69,7 +69,8 @@ def test_advantages_by_hand():
 
 
 def batch_of(rows=8, steps=3, seed=0):
-    """Frames with made-up targets; rows 0 and 1 end with their second step, by termination and by truncation."""
+    """Frames with made-up targets, paid where they arrive; rows 0 and 1 end with their second step, by termination and
+    by truncation."""
     torch.manual_seed(seed)
     batch = TensorDict({}, batch_size=[rows, steps])
     batch[OBSERVATION] = torch.randn(rows, steps, 2, 1)
@@ -77,7 +78,8 @@ def batch_of(rows=8, steps=3, seed=0):
     batch["next", *OBSERVATION] = M @ batch[OBSERVATION]
     for key, width in zip(PAST, (1, 2, 1), strict=True):
         batch[key] = torch.ones(rows, steps, 2, width)
-    batch[VALUE_TARGET], batch[TASK_REWARD] = torch.randn(2, rows, steps, 2, 1)
+    batch[VALUE_TARGET] = torch.randn(rows, steps, 2, 1)
+    batch[TASK_REWARD] = batch["next", *OBSERVATION].clone()
     batch["next", *DONE] = torch.zeros(rows, steps, 2, 1, dtype=torch.bool)
     batch["next", *DONE][:2, 1] = True
     batch["next", *TERMINATED] = batch["next", *DONE].clone()
@@ -141,10 +143,32 @@ def test_below_the_threshold_nothing_changes(monkeypatch):
     for skill, active in ((0.5, 0.0), (0.500001, 1.0), (-3.0, 0.0)):
         batch, imagination, loss, _ = imagine(monkeypatch, "expand", 2, skill=skill)
         assert torch.equal(batch[VALUE_TARGET], batch_of()[VALUE_TARGET]) == (not active)
-        assert loss.metrics() == {"imagination/active": active, "imagination/skill": torch.tensor(skill)}
-        assert imagination.gate == active
+        noted = loss.metrics()
+        assert noted.keys() == {"imagination/active", "imagination/skill", "imagination/rew_r2"}
+        assert noted["imagination/active"] == imagination.gate == active
+        assert noted["imagination/skill"] == torch.tensor(skill)
     batch, *_ = imagine(monkeypatch, "expand", 2, skill=0.4, options={"imagination_skill": 0.3})
     assert not torch.equal(batch[VALUE_TARGET], batch_of()[VALUE_TARGET])
+
+
+# the exact world says r, of mean 0 and variance 1, and is paid factor * r + shift: R^2 is
+# 1 - ((1 - factor)^2 + shift^2) / factor^2, and 0 by definition where the reward never changes
+@pytest.mark.parametrize("factor, shift, expected", [
+    (1.0, 0.0, 1.0), (1.0, 0.7, 0.51), (1.0, 1.4, -0.96), (-1.0, 0.0, -3.0), (0.0, 5.0, 0.0)])
+@pytest.mark.parametrize("kind", ["expand", "dyna", "decentralised"])
+def test_rewards_must_be_predicted_better_than_by_a_constant(monkeypatch, kind, factor, shift, expected):
+    """On the two held-out rows; those before them, whose rewards nobody could predict, do not count."""
+    batch = batch_of()
+    reward = batch["next", *OBSERVATION][6:]
+    reward = (reward - reward.mean()) / reward.std(correction=0)
+    batch[OBSERVATION][6:] = torch.linalg.inv(M) @ reward
+    batch[ACTION] = -batch[OBSERVATION] / 2
+    batch[TASK_REWARD] = torch.cat([torch.randn(6, 3, 2, 1), factor * reward + shift])
+    before, active = batch[VALUE_TARGET].clone(), expected > 0
+    batch, imagination, loss, _ = imagine(monkeypatch, kind, 3, batch=batch, losses={"actor": Constant()})
+    assert loss.metrics()["imagination/rew_r2"].item() == pytest.approx(expected, abs=1e-4)
+    assert loss.metrics()["imagination/active"] == imagination.gate == active
+    assert torch.equal(batch[VALUE_TARGET], before) == (kind != "expand" or not active)
 
 
 def test_the_skill_is_that_of_the_held_out_environments():

@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
-from suite.data import Minibatches
+from suite.data import Changed, Minibatches, Replay
 from suite.losses import MOALoss
 from suite.losses.moa_metrics import ExpectedOthers
 from suite.modules.state_model import PAST
 from suite.specs import ACTION, CONTROLLED, DONE, IS_INIT, LOGITS, OBSERVATION, VISIBLE
+from suite.state_figures import PANELS
 from tests.batches import make_past_batch, make_specs, shaken
 
 torch.set_num_threads(1)
@@ -36,6 +37,11 @@ def test_every_metric_is_a_number_and_the_batch_stays(kind):
     again = loss.diagnose(batch)
     assert (batch == before).all() and again == found
     assert {"wm/obs_skill_1", "wm/rew_r2", "cvae/kl", "cvae/calibration", "cvae/active_units"} <= found.keys()
+
+
+def test_the_picture_of_a_run_draws_no_kind_of_metric_that_nothing_measures():
+    drawn = {line.metric.split("/")[0] for panel in PANELS for line in panel.lines}
+    assert drawn - {"codec"} == {name.split("/")[0] for name in measured("discrete")[2]} - {"probe"}
 
 
 def test_an_untrained_world_model_copies_and_an_untrained_action_model_knows_nothing():
@@ -84,6 +90,23 @@ def test_held_out_rows_are_not_trained_on():
     [update] = loss.updates("moa", Source(1), optimizer=None, max_grad_norm=1.0)
     update.run(batch)
     assert seen == [5]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_replay_buffer_leaves_nothing_to_measure_on(changed):
+    """It holds frames of all ten environments, the last five among them, and the loss learns from these."""
+    loss, batch, found = measured("discrete")
+    assert found
+    batch["row"] = torch.arange(10).unsqueeze(1).expand(10, 6).clone()
+    replay = Replay(capacity=60, steps=1, size=60, warmup=60, keys=[*loss.in_keys, "row"], device="cpu")
+    data = Changed(replay, lambda frames: frames) if changed else replay
+    [update] = loss.updates("moa", data, optimizer=None, max_grad_norm=1.0)
+    replay.extend(batch)
+    assert {row for frames in update.data(batch, loss.in_keys) for row in frames["row"].tolist()} > {5, 6, 7, 8, 9}
+    assert loss.diagnose(batch) == {}
+    loss, batch, found = measured("discrete")
+    loss.updates("moa", Minibatches(1), optimizer=None, max_grad_norm=1.0)
+    assert loss.diagnose(batch).keys() == found.keys()
 
 
 def test_controls_and_a_loss_without_held_out_rows_measure_nothing():
