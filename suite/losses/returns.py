@@ -33,8 +33,8 @@ class Returns(ValueEstimatorBase):
 
     Args:
         critic: writes `VALUE`; may be recurrent.
-        encoders: what writes the critic's features. Those of the batch are taken as they acted; those of the next
-            observations are computed, since at an episode's end no step was taken from them.
+        encoders: what writes the critic's features. Those of the batch are taken as they acted, also as those of the
+            step before; at the ends of episodes and of the batch, where no step was taken, they are computed.
         kind: ``gae`` (advantage from lambda, target = A + V), ``nstep`` (target = n-step return, A = G - V), or
             ``padded_nstep``: whole episodes, one per row and padded behind ``mask``, as the EPyMARL program has them.
         normalize: advantages over the whole batch, per agent, or not; over all processes.
@@ -49,6 +49,7 @@ class Returns(ValueEstimatorBase):
             deviation of all value targets before they enter a return; targets are then written standardised, by
             statistics that have them in (MAPPO, Yu et al. 2022, section 5.1). Values are written as the critic gave
             them, so clipping distances are in its units too.
+        target_lmbda: lambda of the value targets of ``gae``; None: that of the advantages.
         keys: where values, value targets and advantages are written.
     """
 
@@ -58,7 +59,8 @@ class Returns(ValueEstimatorBase):
                  mask_rewards: bool = True, value_norm: bool = False, encoders: Sequence[TensorDictModule] = (),
                  target_lmbda: float | None = None,
                  keys: Sequence[NestedKey] = (VALUE, VALUE_TARGET, ADVANTAGE)):
-        _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau)
+        _check(kind=kind, gamma=gamma, lmbda=lmbda, n=n, normalize=normalize, target_tau=target_tau,
+               target_lmbda=target_lmbda)
         if kind == "padded_nstep" and mask is None:
             raise ValueError("padded_nstep needs a mask of the steps inside each episode (--whole-episodes)")
         super().__init__(value_network=critic)
@@ -199,13 +201,15 @@ class Returns(ValueEstimatorBase):
         self.hidden = {name: value.clone() for name, value in state.items()}
 
 
-def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, target_tau: float | None) -> None:
+def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, target_tau: float | None,
+           target_lmbda: float | None) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"unknown return estimate {kind!r}; choose from {sorted(get_args(Kind))}")
     if normalize not in ("none", "batch", "agent"):
         raise ValueError(f"unknown advantage normalisation {normalize!r}; choose from ['agent', 'batch', 'none']")
-    for name, value, low in (("gamma", gamma, 0), ("gae_lambda", lmbda, 0), ("target_tau", target_tau, 0)):
-        if value is not None and not low <= value <= 1:
+    for name, value in (("gamma", gamma), ("gae_lambda", lmbda), ("target_tau", target_tau),
+                        ("critic_lambda", target_lmbda)):
+        if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
     if n < 1:
         raise ValueError(f"n-step returns need n >= 1, got {n}")
