@@ -63,7 +63,7 @@ class HyARLoss(Loss):
     module.
 
     Args:
-        embed_dim, latent_dim, num_cells, fusion, head, normalize_residual: see `ActionCodec`.
+        embed_dim, latent_dim, num_cells, fusion, head, normalize_residual, embed_bounds: see `ActionCodec`.
         residual_coef, param_coef, kl_coef: weights; residual_coef 0 builds no residual head.
         agent_id: condition the codec on a one-hot of the agent.
         lr: Adam's rate. lr_embeddings: that of the table; None: the same.
@@ -88,6 +88,7 @@ class HyARLoss(Loss):
     def __init__(self, specs: Specs, *, embed_dim: int = 6, latent_dim: int = 6, num_cells: int = 256,
                  fusion: Literal["multiply", "concat"] = "multiply",
                  head: Literal["cascaded", "parallel"] = "cascaded", normalize_residual: bool = False,
+                 embed_bounds: bool = False,
                  residual_coef: float = 1.0, param_coef: float = 2.0, kl_coef: float = 0.5, agent_id: bool = False,
                  lr: float = 1e-4, lr_embeddings: float | None = None, optimizer: Literal["adam", "rebuilt"] = "adam",
                  sparse_table: bool = False, batch: int = 64, memory: int = 1_000_000, warmup: int = 10_000,
@@ -111,7 +112,8 @@ class HyARLoss(Loss):
         self.last_total: Tensor | None = None  # of the latest minibatch
         self.codec = ActionCodec(specs.param_mask, specs.obs_dim, embed_dim=embed_dim, latent_dim=latent_dim,
                                  num_cells=num_cells, residual=residual_coef > 0, fusion=fusion, head=head,
-                                 cond_dim=specs.n_agents if agent_id else 0, normalize_residual=normalize_residual)
+                                 cond_dim=specs.n_agents if agent_id else 0, normalize_residual=normalize_residual,
+                                 embed_bounds=embed_bounds)
         self.register_buffer("warming", torch.tensor(True))
         self.register_buffer("start", self.codec.embeddings.detach().tanh())
 
@@ -191,7 +193,7 @@ class HyARLoss(Loss):
         e, z = minibatch[LATENT_ACTION].split([codec.embed_dim, codec.latent_dim], -1)
         drawn = (torch.randn_like(e), torch.randn_like(z)) if noise is None else noise
         keep = codec.choose(e) == rows.choice
-        moved = codec.embed(rows.choice) + (self.noise * drawn[0]).clamp(-self.clip, self.clip)
+        moved = codec.place(rows.choice) + (self.noise * drawn[0]).clamp(-self.clip, self.clip)
         e = torch.where(keep.unsqueeze(-1), e, moved).clamp(-1, 1)
         self.noted["codec/keep_discrete"] = keep.float().mean()
         if self.what == "both":

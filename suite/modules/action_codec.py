@@ -105,6 +105,8 @@ class ActionCodec(EmbeddingCodec):
         fusion: of observation and parameters (or latent), ``multiply`` or ``concat``.
         head: ``cascaded``: the residual's own layer follows the last one of the parameters; ``parallel``: it is beside
             it, after the layer before.
+        embed_bounds: a policy's e in [-1, 1] covers the range of the embeddings in each dimension, as z_p covers that
+            of the latents; else it is a place among the embeddings as it is, whose outer part is the outermost's.
         normalize_residual: residuals are divided by their running standard deviations, see `residual_of`, and
             predicted without the tanh, which could not reach beyond one of them.
 
@@ -118,7 +120,7 @@ class ActionCodec(EmbeddingCodec):
 
     def __init__(self, param_mask: Tensor, obs_dim: int, *, embed_dim: int = 6, latent_dim: int = 6,
                  num_cells: int = 256, residual: bool = True, cond_dim: int = 0, fusion: Fusion = "multiply",
-                 head: Head = "cascaded", normalize_residual: bool = False):
+                 head: Head = "cascaded", normalize_residual: bool = False, embed_bounds: bool = False):
         super().__init__(param_mask, embed_dim=embed_dim)
         for name, size in {"latent_dim": latent_dim, "num_cells": num_cells, "obs_dim": obs_dim}.items():
             if size < 1:
@@ -127,6 +129,7 @@ class ActionCodec(EmbeddingCodec):
             if word not in words:
                 raise ValueError(f"{name} must be one of {list(words)}, got {word!r}")
         self.embeddings.requires_grad_(True)
+        self.embed_bounds = embed_bounds
         self.latent_dim, self.latent_width, self.cond_dim = latent_dim, embed_dim + latent_dim, cond_dim
         self.multiply, self.cascaded, self.residual = fusion == "multiply", head == "cascaded", residual
         given, width, params = obs_dim + cond_dim + embed_dim, num_cells, param_mask.shape[-1]
@@ -223,7 +226,27 @@ class ActionCodec(EmbeddingCodec):
     def latent_of(self, obs: Tensor, choice: Tensor, params: Tensor, cond: Tensor | None = None) -> Tensor:
         """The latent action [..., d1 + d2] of an action: its embedding and posterior mean, clipped to [-1, 1]."""
         mean, _ = self.encode(obs, choice, params, cond)
-        return torch.cat([self.embed(choice), self.to_policy(mean)], -1).clamp(-1, 1)
+        return torch.cat([self.place(choice), self.to_policy(mean)], -1).clamp(-1, 1)
+
+    @torch.no_grad()
+    def choose(self, e: Tensor) -> Tensor:
+        """Eq. (7) for what a policy gives [..., d1], see ``embed_bounds``."""
+        if self.embed_bounds:
+            half, mid = self._embedding_range()
+            e = e * half + mid
+        return super().choose(e)
+
+    @torch.no_grad()
+    def place(self, choice: Tensor) -> Tensor:
+        """What a policy would have given for the middle of a choice, int64 [...] -> [..., d1]."""
+        if not self.embed_bounds:
+            return self.embed(choice)
+        half, mid = self._embedding_range()
+        return (self.embed(choice) - mid) / half
+
+    def _embedding_range(self) -> tuple[Tensor, Tensor]:
+        low, high = self.embeddings.tanh().aminmax(dim=0)
+        return ((high - low) / 2).clamp_min(FLOOR), (high + low) / 2
 
     def to_latent(self, z_p: Tensor) -> Tensor:
         """Eq. (9): what a policy gives, [..., d2] in [-1, 1], as a latent."""

@@ -136,6 +136,21 @@ def test_the_nearest_embedding_and_ties():
                                 (0.9 + a) ** 2 + 0.01]]))
 
 
+def test_the_box_of_a_policy_may_cover_the_embeddings():
+    """Embeddings at -0.1, 0.1 and 0.3 of one dimension: middle 0.1, half 0.2. At 0.75 the policy means 0.25."""
+    places = torch.tensor([-0.1, 0.1, 0.3])
+    e = torch.tensor([[-1.0], [-0.4], [0.4], [0.75]])
+    for bounds, chosen, middles in ((True, [0, 1, 1, 2], [-1.0, 0.0, 1.0]), (False, [0, 0, 2, 2], places.tolist())):
+        network = codec(embed_dim=1, embed_bounds=bounds)
+        with torch.no_grad():
+            network.embeddings.copy_(places.atanh().unsqueeze(-1))
+        assert network.choose(e).tolist() == chosen
+        assert_close(network.place(torch.arange(3)).flatten(), torch.tensor(middles))
+        obs, params = torch.zeros(3, 4), torch.zeros(3, 2)
+        action = network.latent_of(obs, torch.arange(3), params)
+        assert network.act(obs, action)[0].tolist() == [0, 1, 2]
+
+
 def test_many_choices_are_looked_up_without_cancellation():
     torch.manual_seed(0)
     network = EmbeddingCodec(torch.ones(1024, 1, dtype=torch.bool))
