@@ -200,8 +200,8 @@ def test_a_gpu_relabels_and_trains_as_the_cpu_does():
 
 @pytest.mark.parametrize("options", [
     {"fusion": "concat"}, {"head": "parallel"}, {"normalize_residual": True}, {"embed_bounds": True},
-    {"optimizer": "rebuilt"}, {"sparse_table": True}, {"lr_embeddings": 0.0}, {"residual_coef": 0.0, "relabel": "discrete"}, {"legacy": True},
-    {"agent_id": True}, {"kl_coef": 0.0}, {"embed_dim": 1, "latent_dim": 4},
+    {"optimizer": "rebuilt"}, {"sparse_table": True}, {"lr_embeddings": 0.0}, {"legacy": True}, {"agent_id": True},
+    {"residual_coef": 0.0, "relabel": "discrete"}, {"kl_coef": 0.0}, {"embed_dim": 1, "latent_dim": 4},
 ], ids=str)
 def test_every_option_trains_and_relabels(options):
     loss = make(specs_of(2), **options)
