@@ -27,6 +27,7 @@ from suite.run import MemoryRun, stored_run
 from suite.state_figures import Series, read_curves
 
 METHOD = "MOA"
+METHODS = {"": METHOD, "plain: ": "MOA-plain-x"}  # by the prefix of their figures
 CONTROLS = ("MAPPO", "MAPPO-inputs", "MAPPO-matched", "MAPPO-GRU", "MOA-shuffled")
 HIDDEN = ("vmas/hidden_leader", "vmas/simple_speaker_listener_pe", "vmas/simple_reference_pe")
 DENSE = ("vmas/give_way", "vmas/navigation")
@@ -95,8 +96,9 @@ def returns(table: str, results: str) -> Numbers:
     if not (folder / "table.json").exists():
         return {}
     read, found = read_table(folder), {}
-    for control in CONTROLS:
-        found |= {f"{name} {control}": estimate for name, estimate in compare(read, control).items()}
+    for prefix, method in METHODS.items():
+        for control in CONTROLS:
+            found |= {f"{prefix}{name} {control}": value for name, value in compare(read, control, method).items()}
     losses = [relative(read, task) for task in DENSE if {(task, METHOD), (task, CONTROLS[0])} <= read.cells.keys()]
     if losses:
         found["worst difference / |MAPPO|"] = min(losses)
@@ -104,13 +106,13 @@ def returns(table: str, results: str) -> Numbers:
             for name, estimate in found.items()}
 
 
-def compare(table: Table, control: str) -> dict[str, Estimate]:
+def compare(table: Table, control: str, method: str = METHOD) -> dict[str, Estimate]:
     """Difference of IQMs of normalised scores, and probability of improvement (Agarwal et al. 2021), over tasks."""
-    tasks = [task for task in HIDDEN if {(task, METHOD), (task, control)} <= table.cells.keys()]
-    scores, _ = normalised(replace(table, tasks=tasks, rows=[METHOD, control]))
+    tasks = [task for task in HIDDEN if {(task, method), (task, control)} <= table.cells.keys()]
+    scores, _ = normalised(replace(table, tasks=tasks, rows=[method, control]))
     if len(scores) < 2:
         return {}
-    strata = [*scores[METHOD], *scores[control]]
+    strata = [*scores[method], *scores[control]]
     cuts = np.cumsum([len(part) for part in strata])[:-1]
 
     def pairs(pooled: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
