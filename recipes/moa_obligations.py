@@ -16,12 +16,12 @@ _JOINT = ("others' actions move what is seen of them by little within one step, 
 _EARLY = ("the first evaluations on give_way, after 26 to 51 thousand frames, come when policies are almost uniform: "
           "marginal and floor of the cross-entropy differ by 0.01 nats, and a skill is a ratio of noise (-2.7 to "
           "-1.6). From the fifth on it is 0.6 to 1.2.")
-_PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear probe "
-          "of z predicts the goal better (0.46) than one of all inputs (0.26); what z loses was not settled.")
+_PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear "
+          "probe of z predicts the goal better (0.46) than one of all inputs (0.26); what z loses was not settled.")
 _HELPS = ("the features of the specification hold the world model's residual, standardised. Of a model with skill 0.92 "
           "it is mostly noise: replacing it by its value of one step before moves the policy by a KL of 0.07 to 0.11, "
-          "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'features obs+moa' "
-          "leave it out. MAPPO-matched learns faster than MAPPO by the width of its actor.")
+          "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'features "
+          "obs+moa' leave it out. MAPPO-matched learns faster than MAPPO by the width of its actor.")
 _BAYES = "the specification's own GRU reached 0.772 where the filter has 0.814; the row that it meets is t >= 10."
 
 
