@@ -78,8 +78,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Hardware", info.hardware),
         ("Incomplete (\u2020)", "; ".join(short)),
         ("Repeated", f"{superseded} lines were replaced by a resumed or repeated run" if superseded else ""),
-        *((f"Reference, {row} on {task}", _deviation(summary, task, row))
-          for task, by_row in info.reference.items() for row in by_row),
+        *((f"Reference, {task}", _references(summary, task)) for task in info.reference),
         ("Normalisation", _normalisation(summary)),
         *(("Note", note) for note in info.notes),
     ]
@@ -102,16 +101,19 @@ def _minutes(summary: Summary) -> str:
     return ", ".join(f"{row} {np.median(minutes):,.1f} min" for row, minutes in times.items() if minutes)
 
 
-def _deviation(summary: Summary, task: str, row: str) -> str:
-    value, source = (summary.table.info.reference[task][row][key] for key in ("value", "source"))
-    ours = summary.cells.get((task, row))
-    if ours is None:
-        return f"{value:,g} ({source}); no run here"
-    scale = max(abs(value), abs(ours.value))
-    sign = "+" if ours.value >= value else ""
-    percent = f" ({sign}{number(100 * (ours.value - value) / abs(value), 100)} %)" if value else ""
-    return (f"{value:,g} ({source}); here {number(ours.value, scale)}, "
-            f"deviation {sign}{number(ours.value - value, scale)}{percent}")
+def _references(summary: Summary, task: str) -> str:
+    """What others report for a task, row by row, and how far from that the runs here are; by source."""
+    by_source: dict[str, list[str]] = {}
+    for row, known in summary.table.info.reference[task].items():
+        ours, value = summary.cells.get((task, row)), known["value"]
+        here = "" if ours is None else f" (here {number(ours.value, abs(ours.value))}{_percent(ours.value, value)})"
+        by_source.setdefault(known["source"], []).append(f"{row} {value:,g}{here}")
+    return "; ".join(f"{source}: {', '.join(rows)}" for source, rows in by_source.items())
+
+
+def _percent(ours: float, theirs: float) -> str:
+    sign = "+" if ours >= theirs else ""
+    return f", {sign}{number(100 * (ours - theirs) / abs(theirs), 100)} %" if theirs else ""
 
 
 def _normalisation(summary: Summary) -> str:

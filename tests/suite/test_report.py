@@ -104,15 +104,16 @@ def test_incomplete_cell_is_marked_and_never_bold(tmp_path):
 def test_markdown_of_a_table(tmp_path):
     cells = {("x", "t/a"): [4, 5, 6], ("y", "t/a"): [1, 2, 3], ("y", "t/b"): [150]}
     write(tmp_path, cells, rows=["y", "x"], versions={"torch": "2.9"}, notes=["a | b"],
-          reference={"t/a": {"x": {"value": 4.0, "source": "paper"}}, "t/b": {"x": {"value": 1, "source": "paper"}}})
+          reference={"t/a": {"x": {"value": 4.0, "source": "paper"}, "y": {"value": 2, "source": "thesis"}},
+                     "t/b": {"x": {"value": 1, "source": "paper"}}})
     lines = report.markdown([report.summarise(table_of(tmp_path))]).splitlines()
     assert "| task | y | x |" in lines
     assert "| t/a | 2.00 [1.00, 3.00] (3 seeds) | **5.00** [4.00, 6.00] (3 seeds) |" in lines
     assert "| t/b | 150.0 (1 seed) | \u2013 |" in lines
     for line in ("- Frames per run: 100", "- Wall time per run, median: y 1.0 min, x 1.0 min", "- Commit: abc",
                  "- Command: `python -m recipes.benchmark a`", "- Versions: torch 2.9", "- Hardware: CPU",
-                 "- Reference, x on t/a: 4 (paper); here 5.00, deviation +1.00 (+25.0 %)",
-                 "- Reference, x on t/b: 1 (paper); no run here", "- Note: a \\| b",
+                 "- Reference, t/a: paper: x 4 (here 5.00, +25.0 %); thesis: y 2 (here 2.00, +0.0 %)",
+                 "- Reference, t/b: paper: x 1", "- Note: a \\| b",
                  "![A table: curves](a/curves.png)"):
         assert line in lines, line
 
