@@ -20,8 +20,8 @@ _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads wha
           "probe of z predicts the goal better (0.46) than one of all inputs (0.26); what z loses was not settled.")
 _HELPS = ("the features of the specification hold the world model's residual, standardised. Of a model with skill 0.92 "
           "it is mostly noise: replacing it by its value of one step before moves the policy by a KL of 0.07 to 0.11, "
-          "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'features "
-          "obs+moa' leave it out. MAPPO-matched learns faster than MAPPO by the width of its actor.")
+          "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'plain x' "
+          "leave it out. MAPPO-matched learns faster than MAPPO by the width of its actor.")
 _BAYES = "the specification's own GRU reached 0.772 where the filter has 0.814; the row that it meets is t >= 10."
 
 
@@ -61,7 +61,7 @@ def _latent(experiment: str, test: str) -> list[Obligation]:
 
 def _returns() -> list[Obligation]:
     out = []
-    for prefix, addition in (("", ""), ("plain: ", ", features obs+moa")):
+    for prefix, addition in (("", ""), ("plain: ", ", plain x")):
         for what, name, bound in (("return", "IQM - IQM of", 0), ("P(improvement)", "P: better than", 0.5)):
             note = _HELPS if (what, addition) == ("return", "") else ""
             out += [Obligation("returns", f"It helps: {what}{addition}", "hidden tasks with runs",

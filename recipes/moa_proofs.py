@@ -31,7 +31,7 @@ REMARKS = ("Experiments partners, world, toy and leader train the models of the 
            "Experiments learning, use and returns read the runs of a table.",
            "Rows 'by feature' are additions to the specification's list: the mean over features of 1 - mse / mse_copy.",
            "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student.",
-           "'Features obs+moa' are additions too: row MOA-plain-x, without the world model's residual in the features.",
+           "'Plain x' is an addition too: row MOA-plain-x, without the world model's residual in the features.",
            "'skill' on vmas/navigation, where partners are mostly out of sight, stands in numbers.json for comparison.")
 
 

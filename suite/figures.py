@@ -60,10 +60,17 @@ class Drawing:
     paths: list[Path]
 
 
-def make_styles(rows: Sequence[str]) -> dict[str, Style]:
-    """A style per row by position; after the last colour the lines are dashed."""
-    n = len(COLOURS)
-    return {row: Style(COLOURS[i % n], DASHES[i // n % len(DASHES)]) for i, row in enumerate(rows)}
+def make_styles(*tables: Sequence[str]) -> dict[str, Style]:
+    """A style per row of the tables, the same in all of them; no two rows of one table share it, up to 24.
+
+    A row takes the first style that is free in all its tables: colours first, then dashes.
+    """
+    choices = [Style(colour, dash) for dash in DASHES for colour in COLOURS]
+    styles: dict[str, Style] = {}
+    for row in dict.fromkeys(row for rows in tables for row in rows):
+        taken = {styles[other] for rows in tables if row in rows for other in rows if other in styles}
+        styles[row] = next((style for style in choices if style not in taken), choices[len(styles) % len(choices)])
+    return styles
 
 
 def learning_curve(cell: Cell) -> Curve:
@@ -126,7 +133,7 @@ def draw_profile(profiles: Mapping[str, Curve], styles: Mapping[str, Style], leg
 
 def draw(summaries: Sequence[Summary]) -> list[Drawing]:
     """Write curves.png and profile.png beside every table; a row has one style in all of them."""
-    styles = make_styles(list(dict.fromkeys(row for summary in summaries for row in summary.table.rows)))
+    styles = make_styles(*(summary.table.rows for summary in summaries))
     with mpl.rc_context(SETTINGS):
         return [_draw_table(summary, {row: styles[row] for row in summary.table.rows}) for summary in summaries]
 
