@@ -80,7 +80,12 @@ def swap_flags(cfg: Config) -> str:
     given = {name: value for name, value in vars(cfg).items() if value != getattr(untouched(cfg), name)}
     lost = {"codec", "algorithm", "codec_options", "run_dir", "resume", "overwrite", *unread(algorithm)}
     kept = {name: value for name, value in given.items() if name not in lost}
-    swapped = Config(**overrides(algorithm, other, cfg.task, cfg.tuning) | kept)
+    words = overrides(algorithm, other, cfg.task, cfg.tuning)
+    swapped = Config(**words | kept)
+    try:
+        check_config(swapped)
+    except ValueError:  # what was given does not fit the other's own numbers
+        swapped = Config(**words | {"seed": cfg.seed, "task_options": cfg.task_options})
     always = ("task", "codec", "algorithm", *(["tuning"] if cfg.tuning != Config.tuning else []))
     return shlex.join(as_flags(swapped, untouched(swapped), always=always))
 

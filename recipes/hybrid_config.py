@@ -22,12 +22,12 @@ class Training:
     """td3, ddpg (any codec); hhqn, hhqn_td3, pdqn, pdqn_td3, ppo, hppo (codec none)."""
     tuning: Literal["paper", "equal"] = "paper"
     """paper: rates, discount, clipping, exploration and buffer as the paper's programs have them for each algorithm;
-    equal: all as HyAR-TD3's on this task (algorithms that replay)."""
+    equal: as HyAR-TD3's on this task, but for P-DQN's last probability (algorithms that replay)."""
     seed: int = 1
     """Seed of networks, sampling and environments."""
     frames: int = 200_000
     """Environment frames in all (one step of one environment is one frame), a codec's warm-up included; by default the
-    published steps and the published warm-up."""
+    published steps, with codec hyar behind the published warm-up."""
     device: str = "cpu"
     """cpu, cuda or cuda:<n>."""
     task_options: Options = field(default_factory=dict)

@@ -33,7 +33,8 @@ class HybridEnv(BatchedEnv):
     [N, 1, P], scaled to [-1, 1] and clamped to it; a choice reads those that ``param_mask`` bool [K, P] names, by
     default from the front. Beside observation, reward and done flags it writes ``success`` bool [N, 1].
 
-    A state is a NamedTuple of tensors that begin with the rows; its numbers are float32 unless a family says otherwise.
+    A state is a NamedTuple of tensors that begin with the rows (those of `PureRules` end with them); its numbers are
+    float32 unless a family says otherwise.
 
     Args:
         param_sizes: number of parameters of each choice.

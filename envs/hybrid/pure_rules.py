@@ -65,6 +65,8 @@ class PureRules(HybridEnv):
 
     # ------------------------------------------------------------------ the base's methods
 
+    # the plain rules, which the environment itself does not call
+
     def _advance(self, state: NamedTuple, choice: Tensor, params: Tensor) -> Step:
         return self.rules(state, choice, params)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from suite.losses.common import Loss, NoLoss
 from suite.losses.hyar import HyARLoss
-from suite.modules.action_codec import Decoder, DirectCodec, EmbeddingCodec
+from suite.modules.action_codec import CodecAct, DirectCodec, EmbeddingCodec
 from suite.specs import CHOICE, LATENT_ACTION, OBSERVATION, PARAMS, Specs
 
 
@@ -27,7 +27,7 @@ class FixedCodec(NoLoss):
 
     def decoder(self) -> TensorDictModule:
         """The policy's last module: observation and latent action -> choice and parameters."""
-        return TensorDictModule(Decoder(self.codec), in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
+        return TensorDictModule(CodecAct(self.codec), in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
 
     def relabel(self, minibatch: TensorDictBase) -> TensorDictBase:
         """Nothing to correct."""

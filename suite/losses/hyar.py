@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss, one_hot
 from suite import distributed
 from suite.data import DataSource, Replay
 from suite.losses.common import Loss
-from suite.modules.action_codec import ActionCodec, CodecAdam, Decoder
+from suite.modules.action_codec import ActionCodec, CodecAct, CodecAdam
 from suite.modules.gaussian import kl_to_unit
 from suite.specs import CHOICE, GROUP, LATENT_ACTION, OBSERVATION, PARAMS, Specs
 from suite.update import Update
@@ -172,7 +172,7 @@ class HyARLoss(Loss):
 
     def decoder(self) -> TensorDictModule:
         """The policy's last module: observation and latent action -> choice and parameters."""
-        decoder = Decoder(self.codec, self.n_agents if self.agent_id else 0).to(self.start.device)
+        decoder = CodecAct(self.codec, self.n_agents if self.agent_id else 0).to(self.start.device)
         return TensorDictModule(decoder, in_keys=[OBSERVATION, LATENT_ACTION], out_keys=[CHOICE, PARAMS])
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ class MOALoss(Loss):
             targets by imagination_mix (`ValueExpansion`), ``dyna`` adds imagined experience with imagination_weight
             (`Dyna`, from every imagination_every-th frame), ``decentralised`` by each agent's own model of the others.
             horizon: imagined steps, 1 to 3 for ``expand``, else 3 or more. imagination_skill: what wm/obs_skill_1 must
-            exceed, measured on each batch.
+            exceed, measured on each batch; wm/rew_r2 must exceed 0.
         held_out: share of the environments that this loss does not train on, but is measured on (on-policy only).
 
     Raises:
@@ -235,7 +235,7 @@ class MOALoss(Loss):
         return {} if self.imagination is None else self.imagination.companions()
 
     def metrics(self) -> dict[str, Tensor]:
-        """Whether imagination counts, and the skill that decides it."""
+        """Whether imagination counts, and the skills that decide it."""
         return {} if self.imagination is None else self.imagination.noted
 
     # ------------------------------------------------------------------ training

@@ -33,8 +33,9 @@ class Returns(ValueEstimatorBase):
 
     Args:
         critic: writes `VALUE`; may be recurrent.
-        encoders: what writes the critic's features. Those of the batch are taken as they acted, also as those of the
-            step before; at the ends of episodes and of the batch, where no step was taken, they are computed.
+        encoders: what writes the critic's features. Those of the batch are taken as they acted; those of a next
+            observation are what the next step began with, and are computed where none was taken: at the ends of
+            episodes and of the batch.
         kind: ``gae`` (advantage from lambda, target = A + V), ``nstep`` (target = n-step return, A = G - V), or
             ``padded_nstep``: whole episodes, one per row and padded behind ``mask``, as the EPyMARL program has them.
         normalize: advantages over the whole batch, per agent, or not; over all processes.

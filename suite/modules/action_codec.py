@@ -279,7 +279,7 @@ class ActionCodec(EmbeddingCodec):
         self.residual_error.fill_(residual_error)
 
 
-class Decoder(nn.Module):
+class CodecAct(nn.Module):
     """``act`` of a codec as a policy's last module; its condition is the one-hot of one of ``agents``, or none (0)."""
 
     def __init__(self, codec: nn.Module, agents: int = 0):

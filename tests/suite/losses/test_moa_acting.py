@@ -64,6 +64,9 @@ def test_a_shuffled_latent_is_another_environments():
     rows = torch.cdist(own.flatten(1), other.flatten(1)).argmin(0)
     assert torch.equal(rows.sort().values, torch.arange(50)) and torch.equal(own[rows], other)
     assert (rows != torch.arange(50)).all(), "nobody keeps its own"
+    assert torch.equal(mixed.encoders[0](td.clone())[LATENT], other), "the same one until it is turned"
+    mixed.input.turn()
+    assert not torch.equal(mixed.encoders[0](td.clone())[LATENT], other)
 
 
 def test_each_network_has_its_own_optimiser_and_clipping():
