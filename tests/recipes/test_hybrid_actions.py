@@ -9,6 +9,7 @@ import torch
 
 import recipes.hybrid_actions as recipe
 from recipes.hybrid_actions import configure, make_trainer, swap_flags
+from recipes.hybrid_checks import check_config
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, TUNED
 from suite.config import run_cli
 from suite.losses.codecs import CODECS
@@ -198,6 +199,11 @@ def test_the_swap_flags_keep_what_the_other_algorithm_reads():
                  "70")
     other = parsed(*shlex.split(swap_flags(cfg)))
     assert (other.codec, other.gamma, other.frames, other.clip) == ("hyar", 0.9, 70, 0.2)
+
+
+@pytest.mark.parametrize("given", [["--algorithm", "ppo", "--minibatch-size", "512"], ["--exploration-end", "0.5"]])
+def test_the_swap_flags_fit_the_other_algorithm(given):
+    check_config(parsed(*shlex.split(swap_flags(parsed(*given)))))
 
 
 @pytest.mark.parametrize("given, message", [
