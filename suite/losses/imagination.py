@@ -75,12 +75,13 @@ class Imagination(nn.Module):
     """Rolls the world model out from every frame of a batch, after the recipe's estimates, and makes use of it.
 
     What was imagined counts only if, on the held-out environments of the batch, observations are predicted with a skill
-    (wm/obs_skill_1) above ``least_skill``, and rewards better than by a constant (wm/rew_r2 above 0): targets and
-    advantages are sums of predicted rewards. Rewards that are constant there say nothing, and leave it closed.
+    (wm/obs_skill_1) above ``least_skill``, and rewards with a share of their variance (wm/rew_r2) above
+    ``least_reward_skill``; at 0 better than by a constant. Rewards that are constant there count as 0.
 
     Args:
         simulator, world_loss: of the world model, which remains its owner's. learner: what it works for.
-        horizon: imagined steps H. least_skill: what the skill must exceed. held_out: see `FirstRows`.
+        horizon: imagined steps H. least_skill, least_reward_skill: what the skills must exceed.
+        held_out: see `FirstRows`.
 
     Attributes:
         gate: 0-d, 1 if what was imagined of this batch counts, else 0.
@@ -90,10 +91,10 @@ class Imagination(nn.Module):
     target = None  # no target critic of its own
 
     def __init__(self, simulator: Simulator, world_loss: WorldModelLoss, learner: Learner, *, horizon: int,
-                 least_skill: float, held_out: float):
+                 least_skill: float, least_reward_skill: float, held_out: float):
         super().__init__()
         self.simulator, self.learner, self.horizon = simulator, learner, horizon
-        self.least_skill, self.held_out = least_skill, held_out
+        self.least_skill, self.least_reward_skill, self.held_out = least_skill, least_reward_skill, held_out
         self.__dict__["world_loss"] = world_loss
         self.register_buffer("gate", torch.zeros(()), persistent=False)
         self.noted: dict[str, Tensor] = {}
@@ -107,7 +108,7 @@ class Imagination(nn.Module):
         held = batch[-out:]
         measured = torch.stack([self.world_loss.skill(held), reward_skill(self.world_loss, held)])
         skill, explained = distributed.average(measured)
-        self.gate.copy_((skill > self.least_skill) & (explained > 0))
+        self.gate.copy_((skill > self.least_skill) & (explained > self.least_reward_skill))
         self.noted = {"imagination/active": self.gate.clone(), "imagination/skill": skill,
                       "imagination/rew_r2": explained}
         self.imagine(batch, held)

@@ -82,7 +82,7 @@ class MOALoss(Loss):
             targets by imagination_mix (`ValueExpansion`), ``dyna`` adds imagined experience with imagination_weight
             (`Dyna`, from every imagination_every-th frame), ``decentralised`` by each agent's own model of the others.
             horizon: imagined steps, 1 to 3 for ``expand``, else 3 or more. imagination_skill: what wm/obs_skill_1 must
-            exceed, measured on each batch; wm/rew_r2 must exceed 0.
+            exceed, measured on each batch. imagination_reward_skill: what wm/rew_r2 must; the specification has none.
         held_out: share of the environments that this loss does not train on, but is measured on (on-policy only).
 
     Raises:
@@ -107,7 +107,7 @@ class MOALoss(Loss):
                  curiosity_scale: Scale = "none", continue_head: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False, wm_replay: int = 0, imagination: Kind = "none", horizon: int = 3,
                  imagination_mix: float = 0.5, imagination_weight: float = 0.25, imagination_every: int = 1,
-                 imagination_skill: float = 0.5):
+                 imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
         check_options(specs, {name: value for name, value in locals().items() if name in self.option_names()})
         super().__init__()
         self.lr, self.epochs, self.max_grad_norm = lr, epochs, max_grad_norm
@@ -137,6 +137,7 @@ class MOALoss(Loss):
         self.reward_keys = [LOGITS] if specs.discrete else []
         self.specs, self.held_out = specs, held_out
         self.imagining = dict(kind=imagination, horizon=horizon, mix=imagination_mix, least_skill=imagination_skill,
+                              least_reward_skill=imagination_reward_skill,
                               experience=dict(weight=imagination_weight, every=imagination_every))
         self.__dict__["imagination"] = None  # made by `estimators`; it is no part of this loss
         self.memory_chunk, self.influence_divergence, self.wm_replay = memory_chunk, influence_divergence, wm_replay

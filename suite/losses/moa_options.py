@@ -20,6 +20,7 @@ WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorI
          "influence_divergence": Divergence, "curiosity_scale": Scale, "imagination": Kind}
 POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
             "epochs", "max_grad_norm")
+ANY_SIGN = ("imagination_reward_skill",)  # of predictions worse than a constant it is negative
 
 
 def check_options(specs: Specs, options: dict[str, Any]) -> None:
@@ -27,7 +28,9 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
     if specs.n_agents < 2:
         raise ValueError("loss 'moa' models other agents, but the task has a single agent")
     for name, value in options.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+        if name in ANY_SIGN or not isinstance(value, (int, float)):
+            continue
+        if not isinstance(value, bool) and value < 0:
             raise ValueError(f"{name} of loss 'moa' must not be negative, got {value}")
     for name, words in WORDS.items():
         if options[name] not in get_args(words):

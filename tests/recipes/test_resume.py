@@ -53,7 +53,7 @@ RUNS = {
     "moa ramp": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.9", "actor_inputs=obs+z+moa"],
 }
 MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "alpha_warmup=0.0",
-          "imagination_skill=0.0", "ensemble=3"]
+          "imagination_skill=0.0", "imagination_reward_skill=-1e9", "ensemble=3"]
 RUNS |= {
     "moa curious": [*NAVIGATION, *PPO, *MODELS, "disagreement=0.1", "latent_surprise=0.1", "curiosity=0.1",
                     "curiosity_scale=std", "wm_replay=2"],
