@@ -77,9 +77,9 @@ def swap_flags(cfg: Config) -> str:
     """The flags of this run with another codec, quoted for a shell."""
     other = "none" if cfg.codec != "none" else "hyar"
     algorithm = cfg.algorithm if other == "none" or cfg.algorithm in ("td3", "ddpg") else "td3"
-    given = {name: value for name, value in vars(cfg).items() if value != getattr(untouched(cfg), name)}
+    default = untouched(cfg)
     lost = {"codec", "algorithm", "codec_options", "run_dir", "resume", "overwrite", *unread(algorithm)}
-    kept = {name: value for name, value in given.items() if name not in lost}
+    kept = {name: value for name, value in vars(cfg).items() if name not in lost and value != getattr(default, name)}
     words = overrides(algorithm, other, cfg.task, cfg.tuning)
     swapped = Config(**words | kept)
     try:

@@ -28,9 +28,8 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
     if specs.n_agents < 2:
         raise ValueError("loss 'moa' models other agents, but the task has a single agent")
     for name, value in options.items():
-        if name in ANY_SIGN or not isinstance(value, (int, float)):
-            continue
-        if not isinstance(value, bool) and value < 0:
+        unsigned = isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ANY_SIGN
+        if unsigned and value < 0:
             raise ValueError(f"{name} of loss 'moa' must not be negative, got {value}")
     for name, words in WORDS.items():
         if options[name] not in get_args(words):

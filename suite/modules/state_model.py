@@ -350,7 +350,7 @@ class PolicyInput(nn.Module):
         super().__init__()
         self.model, self.latent, self.shuffle = model, latent, shuffle
         self.with_latent, self.with_actions = with_latent, with_actions
-        self.register_buffer("shift", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("shift", torch.zeros((), dtype=torch.int64) if shuffle else None)
         carried = MEMORY if model.memory_dim else ()
         self.carried: dict[NestedKey, tuple[int, ...]] = {key: (len(model.ids), model.memory_dim) for key in carried}
         self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in carried)]
