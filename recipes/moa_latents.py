@@ -25,7 +25,7 @@ from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
 from suite.state_metrics import as_floats, latent_statistics
 
 TOY = Specs(n_agents=2, obs_dim=4, action_dim=5, discrete=True, agent_types=(0, 1), hidden_dim=4)
-PROBED = ("u", "uc", "uc_mlp", "z", "z_teacher")
+PROBED = ("u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher")
 FOLLOWER, MEMORY_DIM, LATE = 1, 64, 10
 WATCHED = Effort(iterations=25, epochs=4, test_envs=640)  # fewer are no ceiling: an MLP probe over-fits them
 
@@ -46,8 +46,8 @@ def latent_numbers(cvae: CVAELoss, td: TensorDictBase, counts: Tensor, hidden: T
                    probed: Sequence[str] = PROBED, steps: int = 2000) -> dict[str, float]:
     """kl, calibration, and accuracies of probes for the classes ``hidden`` [E, T, A] over the rows of ``counts``.
 
-    ``u`` own observation, ``uc`` with the past (``uc_mlp``: by a network), ``z`` and ``z_teacher`` the latents' means;
-    ``probed`` chooses among them.
+    ``u`` own observation, ``uc`` with the past, ``z`` and ``z_teacher`` the latents' means; ``uc_mlp`` and ``z_mlp`` by
+    a network. ``probed`` chooses among them.
     """
     with torch.no_grad():
         known, y = cvae.model.infer_batch(td), cvae.privileged(td)
@@ -58,9 +58,8 @@ def latent_numbers(cvae: CVAELoss, td: TensorDictBase, counts: Tensor, hidden: T
     common = dict(target=hidden[counts], classes=classes, episode=episode, train=split_episodes(episode))
     rows = {"u": known.u, "uc": torch.cat([known.u, known.context], -1), "z": known.mean, "z_teacher": teacher[0]}
     found |= {name: linear_probe(rows[name][counts], **common).score for name in rows if name in probed}
-    if "uc_mlp" in probed:
-        found["uc_mlp"] = mlp_probe(rows["uc"][counts], steps=steps, **common).score
-    return found
+    return found | {f"{name}_mlp": mlp_probe(rows[name][counts], steps=steps, **common).score for name in ("uc", "z")
+                    if f"{name}_mlp" in probed}
 
 
 # ---------------------------------------------------------------------- the toy

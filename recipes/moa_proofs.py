@@ -30,7 +30,8 @@ REMARKS = ("Experiments partners, world, toy and leader train the models of the 
            "recipe's trainer without an actor's update, and measure them on fresh episodes.",
            "Experiments learning, use and returns read the runs of a table.",
            "Rows 'by feature' are additions to the specification's list: the mean over features of 1 - mse / mse_copy.",
-           "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student.",
+           "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student. Rows 'by an "
+           "MLP', which read z like its inputs, are additions.",
            "'Plain x' is an addition too: row MOA-plain-x, without the world model's residual in the features.",
            "'skill' on vmas/navigation, where partners are mostly out of sight, stands in numbers.json for comparison.")
 
@@ -45,11 +46,12 @@ def latents(experiment: Callable[..., dict[str, float]], seed: int, latent_dim: 
 def claims(found: dict[str, float], latent_dim: int) -> dict[str, float]:
     """Differences of the probes' accuracies, and the KL by dimension."""
     out = {"probe/uc_mlp - probe/z": found["uc_mlp"] - found["z"],
+           "probe/uc_mlp - probe/z_mlp": found["uc_mlp"] - found["z_mlp"],
            "probe/z_teacher - probe/z": found["z_teacher"] - found["z"],
            "kl / d_z": found["kl"] / latent_dim}
     if "bayes" in found:
         out |= {"Bayes filter - probe/z": found["bayes"] - found["z"], "probe/z at t >= 10": found["z_late"]}
-    return out | {f"probe/{name}": found[name] for name in ("u", "uc", "uc_mlp", "z", "z_teacher")}
+    return out | {f"probe/{name}": found[name] for name in ("u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher")}
 
 
 # by name: seed -> {figure: value}

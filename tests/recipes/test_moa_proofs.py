@@ -63,7 +63,7 @@ def _last_layer(network):
 @pytest.mark.parametrize("options", [{}, {"direction": "teacher_to_student"}, {"memory": True}], ids=str)
 def test_the_toy_gives_every_number(options):
     found = moa_latents.toy(0, effort=TINY_TOY, **options)
-    assert {"u", "uc", "uc_mlp", "z", "z_teacher", "kl", "calibration", "bayes", "bayes_late", "z_late"} <= set(found)
+    assert {"u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher", "kl", "calibration", "bayes", "bayes_late", "z_late"} <= set(found)
     assert 0.7 < found["bayes"] < 0.9 and found["bayes_late"] > found["bayes"]
 
 
@@ -87,12 +87,13 @@ def test_skill_by_feature_leaves_padding_out():
 
 def test_followers_of_a_scripted_leader():
     found = moa_latents.leader(0, effort=Effort(1, 12, 100, 1, 400, 12), steps=3)
-    assert {"u", "uc", "uc_mlp", "z", "z_teacher", "kl", "calibration"} <= set(found)
+    assert {"u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher", "kl", "calibration"} <= set(found)
 
 
 def test_claims_by_hand():
-    found = claims({"u": 0.6, "uc": 0.6, "uc_mlp": 0.66, "z": 0.65, "z_teacher": 0.9, "kl": 16.0}, 8)
+    found = claims({"u": 0.6, "uc": 0.6, "uc_mlp": 0.66, "z": 0.65, "z_mlp": 0.7, "z_teacher": 0.9, "kl": 16.0}, 8)
     assert found["probe/uc_mlp - probe/z"] == pytest.approx(0.01)
+    assert found["probe/uc_mlp - probe/z_mlp"] == pytest.approx(-0.04)
     assert found["probe/z_teacher - probe/z"] == pytest.approx(0.25)
     assert found["kl / d_z"] == 2 and "Bayes filter - probe/z" not in found
 
