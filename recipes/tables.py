@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recipes.hybrid_tables import HYBRID
+from recipes.moa_tables import MOA_TABLES
 from recipes.table import Table
 
 _FORAGING = ["foraging/2s-9x9-3p-2f-coop", "foraging/4s-11x11-3p-2f-coop", "foraging/2s-12x12-2p-2f-coop",
@@ -16,30 +17,6 @@ _PARALLEL = ["--num-envs", "128", "--steps", "50", "--minibatch-size", "1600", "
 _STANDARD = [*_PARALLEL, "--standardize-reward"]
 _SMALL = ["foraging/2s-8x8-2p-2f-coop", "foraging/2s-9x9-3p-2f-coop"]
 
-
-def _moa(cells: str = "256", *, matched: str = "380") -> dict[str, list[str]]:
-    """Rows of the family of loss moa, with that many units in each layer of actor and critic."""
-    def row(preset: str, *flags: str, actor: str = cells) -> list[str]:
-        return ["--preset", preset, "--actor-cells", actor, actor, "--critic-cells", cells, cells, *flags]
-
-    return {"MAPPO": row("moa"), "MAPPO-inputs": row("same_inputs"), "MAPPO-matched": row("matched", actor=matched),
-            "MAPPO-GRU": row("gru"), "MOA": row("moa", "--loss", "moa"),
-            "MOA-plain-x": row("moa", "--loss", "moa", "--loss-options", "x_parts=obs+moa"),
-            "MOA-influence": row("moa", "--loss", "moa", "--loss-options", "influence=0.01"),
-            "MOA-shuffled": row("shuffled"), "SMPE2": row("moa", "--loss", "smpe"), "Oracle": row("oracle")}
-
-
-_MOA = {f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
-    "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
-    "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
-_MOA |= {"foraging/2s-8x8-2p-2f-coop": []}
-_HIDDEN = tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags)
-_FRAMES = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
-           "foraging/2s-8x8-2p-2f-coop": 500_000}  # of table moa_small
-_MOA_NOTES = ["Return is the mean over agents, greedy actions, 32 fresh episodes.",
-              "MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to "
-              "1.2 times), MOA-plain-x leaves the world model's residual out of its features, MOA-shuffled reads "
-              "another environment's latent, Oracle the hidden variables."]
 
 TABLES = {
     "cooperative": Table(
@@ -77,23 +54,6 @@ TABLES = {
                "SMPE2-PPO-128 adds the novelty bonus, which is never negative, to raw rewards: an episode that ends "
                "early earns less of it. '-std' standardises rewards, as the A2C rows do.",
                "In SMPE2-official padded steps behind an episode's end count as frames."]),
-    "moa": Table(
-        title="Models of other agents, against the controls that could explain them away",
-        recipe="recipes.cooperative", rows=_moa(), tasks=_MOA, only={"Oracle": _HIDDEN}, frames=2_000_000,
-        notes=_MOA_NOTES),
-    "moa_small": Table(
-        title="Models of other agents and their controls, as far as two cores go",
-        recipe="recipes.cooperative", rows=_moa("128", matched="314"),
-        tasks={task: _MOA[task] for task in _FRAMES}, only={"Oracle": _HIDDEN}, frames=_FRAMES,
-        notes=[*_MOA_NOTES, "Networks of actor and critic have two layers of 128."]),
-    "moa_long": Table(
-        title="Models of other agents, trained until the curves flatten",
-        recipe="recipes.cooperative",
-        rows={name: _moa("128")[name] for name in ("MAPPO", "MAPPO-inputs", "MAPPO-GRU", "MOA", "Oracle")} | {
-            "MOA-memory": [*_moa("128")["MOA"], "--loss-options", "memory=gru"]},
-        tasks={"vmas/hidden_leader": _MOA["vmas/hidden_leader"]}, frames=3_000_000,
-        notes=[*_MOA_NOTES[:1], "Rows as in table moa_small; MOA-memory gives the model of the others and the student "
-               "a GRU."]),
     "smpe_ablations": Table(
         title="What each part of SMPE² contributes",
         recipe="recipes.cooperative",
@@ -106,4 +66,4 @@ TABLES = {
                                         "observation_novelty=0.1"]},
         tasks={task: ["--eval-episodes", "100"] for task in _SMALL},
         frames=500_000, mode="sampled", notes=[_TEAM]),
-} | HYBRID
+} | MOA_TABLES | HYBRID

@@ -63,7 +63,7 @@ def _last_layer(network):
 @pytest.mark.parametrize("options", [{}, {"direction": "teacher_to_student"}, {"memory": True}], ids=str)
 def test_the_toy_gives_every_number(options):
     found = moa_latents.toy(0, effort=TINY_TOY, **options)
-    assert {"u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher", "kl", "calibration", "bayes", "bayes_late", "z_late"} <= set(found)
+    assert {*moa_latents.PROBED, "kl", "calibration", "bayes", "bayes_late", "z_late"} <= set(found)
     assert 0.7 < found["bayes"] < 0.9 and found["bayes_late"] > found["bayes"]
 
 
@@ -87,7 +87,7 @@ def test_skill_by_feature_leaves_padding_out():
 
 def test_followers_of_a_scripted_leader():
     found = moa_latents.leader(0, effort=Effort(1, 12, 100, 1, 400, 12), steps=3)
-    assert {"u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher", "kl", "calibration"} <= set(found)
+    assert {*moa_latents.PROBED, "kl", "calibration"} <= set(found)
 
 
 def test_claims_by_hand():
