@@ -56,7 +56,9 @@ def test_every_choice_trains(algorithm, codec, task):
     after = [p for loss in trainer.updates[0].losses for p in loss.parameters() if p.requires_grad]
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) // 2
     assert trainer.iteration == (4 if codec == "hyar" else 2)
-    assert "eval/success" in trainer.run.rows[-1] or "particle" in cfg.task
+    row = trainer.run.rows[-1]
+    assert "eval/success" in row or "particle" in cfg.task
+    assert ("eval/success_sampled" in row) == (ALGORITHMS[algorithm][0] == "on_policy" and "particle" not in cfg.task)
 
 
 def test_the_warm_up_is_random_and_never_replayed():

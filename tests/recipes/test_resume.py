@@ -253,6 +253,19 @@ def test_killed_twice_from_outside_and_resumed_by_a_real_process(tmp_path, monke
     assert differences(state(tmp_path / "whole"), state(folder)) == []
 
 
+def test_fresh_evaluations_are_the_same_after_a_break(tmp_path, monkeypatch):
+    """Evaluations after iterations 0, 2, 4 and 6, a break behind the fourth; the training is that of same starts."""
+    words = [*SMALL, *RUNS["mappo"], "--evaluations", "3", "--frames", str(6 * FRAMES)]
+    for name, starts in (("whole", "fresh"), ("parts", "fresh"), ("same", "same")):
+        main(*words, "--eval-starts", starts, "--run-dir", str(tmp_path / name), monkeypatch=monkeypatch)
+    max((tmp_path / "parts" / "checkpoints").glob("*.pt")).unlink()
+    main("--resume", str(tmp_path / "parts"), monkeypatch=monkeypatch)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert training(tmp_path / "same") == training(tmp_path / "whole")
+    fresh, same = (metrics(tmp_path / name)["eval/return.csv"].splitlines() for name in ("whole", "same"))
+    assert len(fresh) == len(same) == 4 and all(a != b for a, b in zip(fresh, same, strict=True))
+
+
 def test_an_altered_checkpoint_is_named_and_the_one_before_gives_the_same_end(whole, tmp_path, monkeypatch):
     folder = tmp_path / "r"
     main(*SMALL, *RUNS["mappo"], "--frames", str(6 * FRAMES), "--run-dir", str(folder), monkeypatch=monkeypatch)
