@@ -14,7 +14,8 @@ from suite.specs import Specs
 # fields that only some algorithms read; giving them to another is refused, not ignored
 ON_POLICY = ("centralized", "gae_lambda", "returns", "n_step", "normalize_advantage", "standardize_reward",
              "target_tau", "epochs", "recompute_advantage", "clip", "value_clip", "value_loss", "entropy_coef", "head",
-             "state_dependent_scale", "critic_lr", "whole_episodes", "value_norm")
+             "state_dependent_scale", "critic_lr", "whole_episodes", "value_norm",
+             "normalize_observation")
 OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "exploration_start", "exploration_end",
               "exploration_frames")
 UNREAD = {"on_policy": (*OFF_POLICY, "mixer_dim"), "mixed_q": (*ON_POLICY, "critic_cells"),

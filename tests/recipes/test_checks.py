@@ -11,7 +11,7 @@ from tests.batches import make_specs
 OTHER = {  # another valid value of every field that only some algorithms read
     "centralized": False, "critic_cells": (3,), "critic_lr": 0.1, "whole_episodes": True,
     "gae_lambda": 0.5, "returns": "nstep", "n_step": 3, "normalize_advantage": "agent", "standardize_reward": True,
-    "value_norm": True,
+    "value_norm": True, "normalize_observation": True,
     "target_tau": 0.1, "epochs": 3, "recompute_advantage": True, "clip": 0.3, "value_clip": 0.3,
     "value_loss": "smooth_l1", "entropy_coef": 0.3, "head": "normal", "state_dependent_scale": False,
     "buffer_size": 100, "warmup": 600, "gradient_steps": 3, "tau": 0.3, "mixer_dim": 8, "exploration_start": 0.9,

@@ -45,6 +45,7 @@ RUNS = {
     "discrete roles": [*SPREAD, *PPO, "--share", "none"],
     "smpe official": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "official", *SMPE],
     "smpe fixed": [*NAVIGATION, "--algorithm", "mappo", "--preset", "fixed", *SMPE],
+    "mappo scaled": [*NAVIGATION, *PPO, "--normalize-observation", "--target-tau", "0.1", "--actor-recurrent-dim", "6"],
     "moa": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0"],
     "moa gru": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "policy_latent=sample", "--actor-recurrent-dim", "6",
                 "--critic-recurrent-dim", "5"],
