@@ -61,7 +61,7 @@ def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
         unread |= {name: "a task with discrete actions" for name in ("head", "state_dependent_scale")} | unread
     other = "n_step" if cfg.returns == "gae" else "gae_lambda"
     unread = {other: f"returns {cfg.returns!r}"} | unread
-    if cfg.recompute_advantage:  # target minus present value, as it is
+    if cfg.recompute_advantage and cfg.normalize_advantage != "minibatch":  # target minus present value, as it is
         unread = {"normalize_advantage": "recompute_advantage"} | unread
     check_unread(cfg, default, unread)
 

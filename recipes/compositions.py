@@ -45,11 +45,13 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)
-    own = returns(critic, normalize=cfg.normalize_advantage, encoders=aux.encoders if seen else ())
+    late = cfg.normalize_advantage == "minibatch"  # by the loss
+    own = returns(critic, normalize="none" if late else cfg.normalize_advantage, encoders=aux.encoders if seen else ())
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
     losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
-                                  controlled=specs.controlled, critic=critic if cfg.recompute_advantage else None),
+                                  controlled=specs.controlled, normalize=late,
+                                  critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
     learner = Learner(actor, critic, losses, own, returns, new_critic, team_reward=cfg.team_reward,
                       reward_weights={"task": 1.0} | aux.reward_weights | cfg.reward_weights)

@@ -19,8 +19,8 @@ class Learning:
     """Lambda of GAE."""
     n_step: int = 5
     """Steps of n-step returns."""
-    normalize_advantage: Literal["none", "batch", "agent"] = "batch"
-    """Standardise advantages over the batch, per agent, or not."""
+    normalize_advantage: Literal["none", "batch", "agent", "minibatch"] = "batch"
+    """Standardise advantages over the batch, per agent, over what counts of each minibatch, or not."""
     standardize_reward: bool = False
     """Standardise rewards by each agent's running mean and deviation."""
     value_norm: bool = False
@@ -28,7 +28,8 @@ class Learning:
     target_tau: float | None = None
     """Bootstrap from a target critic that moves by this fraction per iteration; None uses the critic itself."""
     recompute_advantage: bool = False
-    """Take the advantage from the present critic in every epoch instead of once per batch."""
+    """Take the advantage from the present critic in every epoch instead of once per batch; it is standardised over
+    minibatches (normalize_advantage) or not at all."""
 
     # optimisation
     lr: float = 1e-3
