@@ -54,7 +54,7 @@ def other(default, name):
     ({"exploration_start": float("inf")}, "exploration_start inf .* is needed"),
     ({"exploration_frames": 0}, "exploration_frames must be positive, got 0"),
     ({"warmup": -1}, "warmup must be at least 0, got -1"), ({"mixer_dim": 0}, "mixer_dim must be positive, got 0"),
-    ({"normalize_advantage": "minibatches"}, r"choose from \['agent', 'batch', 'minibatch', 'none'\]. Did you mean 'mini"),
+    ({"normalize_advantage": "minibatches"}, r"choose from \['agent', 'batch', 'minibatch', 'none'\]. Did you mean"),
     ({"eval_starts": "new"}, r"unknown eval_starts 'new'; choose from \['fresh', 'same'\]"),
     ({"clip": 0.0}, "clip must be positive, got 0"), ({"value_clip": -1.0}, "value_clip must be positive, got -1"),
     ({"eval_episodes": 0}, "eval_episodes must be positive"), ({"evaluations": -1}, "evaluations must be at least 0"),
