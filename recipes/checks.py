@@ -14,7 +14,8 @@ from suite.specs import Specs
 # fields that only some algorithms read; giving them to another is refused, not ignored
 ON_POLICY = ("centralized", "gae_lambda", "returns", "n_step", "normalize_advantage", "standardize_reward",
              "target_tau", "epochs", "recompute_advantage", "clip", "value_clip", "value_loss", "entropy_coef", "head",
-             "state_dependent_scale", "critic_lr", "whole_episodes", "value_norm")
+             "state_dependent_scale", "critic_lr", "whole_episodes", "value_norm",
+             "normalize_observation")
 OFF_POLICY = ("buffer_size", "warmup", "gradient_steps", "tau", "exploration_start", "exploration_end",
               "exploration_frames")
 UNREAD = {"on_policy": (*OFF_POLICY, "mixer_dim"), "mixed_q": (*ON_POLICY, "critic_cells"),
@@ -60,7 +61,7 @@ def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
         unread |= {name: "a task with discrete actions" for name in ("head", "state_dependent_scale")} | unread
     other = "n_step" if cfg.returns == "gae" else "gae_lambda"
     unread = {other: f"returns {cfg.returns!r}"} | unread
-    if cfg.recompute_advantage:  # target minus present value, as it is
+    if cfg.recompute_advantage and cfg.normalize_advantage != "minibatch":  # target minus present value, as it is
         unread = {"normalize_advantage": "recompute_advantage"} | unread
     check_unread(cfg, default, unread)
 

@@ -18,6 +18,8 @@ from suite.losses import Learner, Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Retu
 from suite.losses.off_policy import OffPolicyLoss
 from suite.modules import make_actor, make_critic
 from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise
+from suite.modules.normalizer import update_scalers
+from suite.modules.policies import make_scalers
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.modules.taken_action import taken_action
 from suite.specs import ACTION, ACTION_MASK, Specs
@@ -34,19 +36,22 @@ def _optimisation(cfg: Config) -> dict[str, Any]:
 def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     """MAPPO, IPPO, MAA2C, IA2C: actor and critic on the batch, advantages from the critic or its target."""
     sizes = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
+    scalers = make_scalers(specs, centralized=cfg.centralized) if cfg.normalize_observation else {}
     actor = make_actor(specs, aux.features, cells=cfg.actor_cells, recurrent_dim=cfg.actor_recurrent_dim, head=cfg.head,
-                       state_dependent_scale=cfg.state_dependent_scale, **sizes)
+                       state_dependent_scale=cfg.state_dependent_scale, scalers=scalers, **sizes)
     seen = aux.features if aux.critic_features is None else aux.critic_features
     new_critic = partial(make_critic, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim, **sizes)
-    critic = new_critic(specs, seen, centralized=cfg.centralized)
+    critic = new_critic(specs, seen, centralized=cfg.centralized, scalers=scalers)
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)
-    own = returns(critic, normalize=cfg.normalize_advantage, encoders=aux.encoders if seen else ())
+    late = cfg.normalize_advantage == "minibatch"  # by the loss
+    own = returns(critic, normalize="none" if late else cfg.normalize_advantage, encoders=aux.encoders if seen else ())
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
     losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
-                                  controlled=specs.controlled, critic=critic if cfg.recompute_advantage else None),
+                                  controlled=specs.controlled, normalize=late,
+                                  critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
     learner = Learner(actor, critic, losses, own, returns, new_critic, team_reward=cfg.team_reward,
                       reward_weights={"task": 1.0} | aux.reward_weights | cfg.reward_weights)
@@ -59,7 +64,9 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     updates = [Update(cfg.algorithm, trained, data, **optimisation | {"optimizer": rates}),
                *aux.updates(cfg.loss, data, **optimisation)]
     policy = TensorDictSequential(*aux.encoders, actor, *taken_action(specs), *aux.recorders)
-    refresh = [estimator.step_target for estimator in estimators if estimator.target is not None]
+    scale = partial(update_scalers, scalers, mask=specs.alive if cfg.mask_padding else None)
+    # targets last: they copy the statistics
+    refresh = [scale, *(estimator.step_target for estimator in estimators if estimator.target is not None)]
     return Parts(policy, policy, updates, estimators=estimators, refresh=refresh)
 
 

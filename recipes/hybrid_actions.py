@@ -21,30 +21,32 @@ from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, overrides
 from recipes.running import assemble, check_resume, launch
 from suite import distributed
-from suite.config import as_flags, check_options, from_plain, parse_cli, run_cli
+from suite.config import as_flags, check_options, from_plain, parse_cli, parse_options, run_cli
 from suite.losses import Loss
 from suite.losses.codecs import CODECS
 from suite.run import MemoryRun, Run, stored_run
 from suite.specs import Specs
 from suite.trainer import Trainer
 
-CHOOSERS = ("algorithm", "codec", "task", "tuning", "resume")  # the flags whose words decide other defaults
+# the flags whose words decide other defaults
+CHOOSERS = ("algorithm", "codec", "codec_options", "task", "tuning", "resume")
 
 
 def configure(chosen: dict[str, str]) -> Config:
-    """The Config that algorithm, codec, task and tuning, or a run to resume, stand for."""
+    """The Config that algorithm, codec and its options, task and tuning, or a run to resume, stand for."""
     if "resume" in chosen:
         return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
                                    overwrite=False)
     algorithm = chosen.get("algorithm", Config.algorithm)
     usual = Config.codec if algorithm in ANY_CODEC else "none"
+    options = parse_options(chosen["codec_options"].splitlines()) if "codec_options" in chosen else None
     return Config(**overrides(algorithm, chosen.get("codec", usual), chosen.get("task", Config.task),
-                              chosen.get("tuning", Config.tuning)))
+                              chosen.get("tuning", Config.tuning), options))
 
 
 def untouched(cfg: Config) -> Config:
-    """What the algorithm, codec, task and tuning of a config stand for."""
-    return Config(**overrides(cfg.algorithm, cfg.codec, cfg.task, cfg.tuning))
+    """What the algorithm, codec (with its warm-up), task and tuning of a config stand for."""
+    return Config(**overrides(cfg.algorithm, cfg.codec, cfg.task, cfg.tuning, cfg.codec_options))
 
 
 def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:

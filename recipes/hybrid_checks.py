@@ -81,6 +81,6 @@ def check_specs(cfg: Config, specs: Specs) -> None:
 def never_learns(cfg: Config, warmup: int) -> list[str]:
     """A sentence of warning if the run ends before the first update."""
     left = cfg.frames - warmup
-    if ALGORITHMS[cfg.algorithm][0] == "on_policy" or not 0 <= left < cfg.first_update:
+    if ALGORITHMS[cfg.algorithm][0] == "on_policy" or not 0 < left < cfg.first_update:
         return []
     return [f"{left} frames of learning are fewer than the first_update {cfg.first_update}: no update will be made"]

@@ -27,7 +27,7 @@ class Training:
     """Seed of networks, sampling and environments."""
     frames: int = 200_000
     """Environment frames in all (one step of one environment is one frame), a codec's warm-up included; by default the
-    published steps, with codec hyar behind the published warm-up."""
+    published steps, with codec hyar behind its warm-up, also behind one that codec_options name."""
     device: str = "cpu"
     """cpu, cuda or cuda:<n>."""
     task_options: Options = field(default_factory=dict)

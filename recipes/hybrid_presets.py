@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from recipes.hybrid_config import Config
-from suite.config import check_choice
+from suite.config import check_choice, option_default
 from suite.losses.codecs import CODECS
 
 _CONSTANT = {"exploration_start": 0.1, "exploration_end": 0.1}
@@ -77,8 +77,12 @@ def kind(task: str) -> str:
     return task.partition("/")[2].partition("-")[0]
 
 
-def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper") -> dict[str, Any]:
-    """What the four words change in the Config; ValueError for an unknown one, or a pair that does not fit."""
+def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper",
+              codec_options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the four words change in the Config; ValueError for an unknown one, or a pair that does not fit.
+
+    ``codec_options`` are those given by hand (none at all: the codec's own defaults); the frames follow their warm-up.
+    """
     check_choice("algorithm", algorithm, ALGORITHMS)
     check_choice("codec", codec, CODECS)
     check_choice("tuning", tuning, TUNINGS)
@@ -90,8 +94,11 @@ def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper") -> d
     options: dict[str, Any] = {}
     if codec == "hyar":
         options["codec_options"] = learned
-        if kind(task) in TASKS:  # the published steps come after the warm-up
-            options["frames"] = TASKS[kind(task)]["frames"] + learned["warmup"]
+        usual, kept = option_default(CODECS[codec], "warmup"), {} if codec_options == {} else learned
+        warmup = (kept | (codec_options or {})).get("warmup", usual)
+        steps = TASKS[kind(task)]["frames"] if kind(task) in TASKS else Config.frames - usual
+        if type(warmup) is int and warmup > 0:  # else the codec will refuse it
+            options["frames"] = steps + warmup  # the published steps come after the warm-up
     elif codec == "embedding":  # HyAR without its VAE
         options["codec_options"] = {name: value for name, value in learned.items() if name == "embed_dim"}
     special = SPECIAL.get(("none" if codec == "none" else "hyar", algorithm, kind(task)), {})

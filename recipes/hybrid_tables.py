@@ -23,7 +23,9 @@ NOTES = ["Success is the share of 100 (Platform, Goal) or 50 greedy episodes tha
          "(Catch Point, Hard Move: 2,500) on episodes of its own.",
          "All rows have the same frames: the published steps and HyAR's warm-up with random actions, in which "
          "baselines learn. Baselines have the tuning of the published programs, '-equal' rows HyAR's; HPPO does not "
-         "clamp samples before it takes their density, as the published program does (--clamp-samples).",
+         "clamp samples before it takes their density, as the published program does (--clamp-samples). That program "
+         "also evaluates HPPO with sampled actions: here that is the column success_sampled of the files, and what a "
+         "table of mode success_sampled shows.",
          "Published numbers: Table 2 of Li et al. (ICLR 2022), five runs each. Which evaluations it averages is not "
          "said.",
          "Others report: nnabla-rl, HyAR-TD3 on Platform .978 at 200,000 steps, three runs (Goal: return 26 of a "

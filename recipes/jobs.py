@@ -100,7 +100,7 @@ def random_return(table: str, task: str) -> float:
     mask = [ACTION_MASK] if ACTION_MASK in env.observation_spec.keys(True, True) else []
     policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=env.action_keys)
     found = Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)
-    return found["success" if chosen.mode_of(task) == "success" else "return"]
+    return found["success" if chosen.mode_of(task).startswith("success") else "return"]
 
 
 def evaluations(folder: Path, seed: int) -> list[Evaluation]:
@@ -117,8 +117,8 @@ def evaluations(folder: Path, seed: int) -> list[Evaluation]:
         with open(path) as file:
             return {int(step): float(value) for step, value in csv.reader(file)}
 
-    sampled, greedy, length, seconds, success = map(scalar, ("eval/return", "eval/return_greedy", "eval/length",
-                                                             "time/total", "eval/success"))
+    sampled, greedy, length, seconds, success, success_sampled = map(scalar, (
+        "eval/return", "eval/return_greedy", "eval/length", "time/total", "eval/success", "eval/success_sampled"))
     return [
         Evaluation(
             seed=seed,
@@ -130,6 +130,7 @@ def evaluations(folder: Path, seed: int) -> list[Evaluation]:
             length=length[frames],
             commit=info["commit"],
             success=success.get(frames, math.nan),
+            success_sampled=success_sampled.get(frames, math.nan),
         )
         for frames in sorted(sampled)
     ]

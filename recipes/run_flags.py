@@ -20,6 +20,9 @@ class RunFlags:
     """Evaluations over the run, besides the one before training; 0 for none. They change nothing in the training."""
     eval_episodes: int = 32
     """Episodes per evaluation, greedy and sampled."""
+    eval_starts: Literal["same", "fresh"] = "same"
+    """Every evaluation of a run plays the same initial states and draws, or fresh ones (which follow from the seed and
+    the frames so far)."""
     checkpoint_every: int = 10
     """Iterations between checkpoints, besides the last; 0: only at the end."""
     keep_checkpoints: int = 2

@@ -55,7 +55,8 @@ def assemble(cfg: Any, run: Run | MemoryRun, env: EnvBase, make_eval_env: Callab
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
         seed = cfg.seed + 1_000_000
-        evaluator = Evaluator(make_eval_env(cfg.eval_episodes, seed), parts.acting, seed=seed, team=team)
+        evaluator = Evaluator(make_eval_env(cfg.eval_episodes, seed), parts.acting, seed=seed,
+                              fresh=cfg.eval_starts == "fresh", team=team)
     return Trainer(collector, parts.policy, parts.updates, reward_weights=weights, run=run, team_reward=team,
                    losses=losses, estimators=parts.estimators, refresh=parts.refresh, schedules=schedules,
                    evaluate=evaluator, checkpoint_every=cfg.checkpoint_every,
@@ -75,7 +76,7 @@ def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
     run = Run(cfg.resume or cfg.run_dir or f"runs/{name}/seed{cfg.seed}", plain, resume=cfg.resume is not None,
               overwrite=cfg.overwrite, loggers=cfg.loggers, keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet,
-              no_resume=no_resume(cfg))
+              defaults=as_plain(type(cfg)()), no_resume=no_resume(cfg))
     trainer = make_trainer(cfg, run)
     if run.state is not None:
         trainer.load_state_dict(run.state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Mode = Literal["sampled", "greedy", "success"]
+Mode = Literal["sampled", "greedy", "success", "success_sampled"]
 
 
 @dataclass(frozen=True)

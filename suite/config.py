@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -48,16 +49,17 @@ def parse_cli(make_default: Callable[[dict[str, str]], T], config: type[T], *, c
     """Read a config from the command line.
 
     The flags named in ``choosers`` (such as ``algorithm`` and ``preset``) are read first; ``make_default`` turns them
-    into the config whose values every other flag then overrides; options given by name are added to its own,
-    an option flag without any clears them.
+    into the config whose values every other flag then overrides (of a flag with several words, each is a line); options
+    given by name are added to its own, an option flag without any clears them.
     """
     args = sys.argv[1:] if args is None else args
-    chosen = {}
+    chosen, clearable = {}, {field.name for field in dataclasses.fields(config) if field.default_factory is dict}
     for name in choosers:
         for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
             for k, word in enumerate(args):
-                if word == flag and k + 1 < len(args):
-                    chosen[name] = args[k + 1]
+                words = list(takewhile(lambda word: not word.startswith("-"), args[k + 1:]))
+                if word == flag and (words or name in clearable):
+                    chosen[name] = "\n".join(words)
                 elif word.startswith(flag + "="):
                     chosen[name] = word.partition("=")[2]
     default = make_default(chosen)
@@ -93,6 +95,11 @@ def check_options(what: str, given: Mapping[str, Any], made: type) -> None:
         allowed = (int, float) if kind is float else kind
         if kind and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
             raise ValueError(f"{name} of {what} must be {word}, such as {default!r}, got {value!r}")
+
+
+def option_default(made: type, name: str) -> Any:
+    """What an option of ``made`` is unless it is given."""
+    return inspect.signature(made.__init__).parameters[name].default
 
 
 def check_positive(values: Mapping[str, float | None], *, zero: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,44 +18,57 @@ from suite.specs import IS_INIT, REWARD, SUCCESS
 
 
 class Evaluator:
-    """Plays one fresh episode in each copy of its own environment, always the same initial states.
+    """Plays one fresh episode in each copy of its own environment, the same ones however many it played before.
 
     Args:
         env: an environment used for nothing else; ``num_envs`` is the number of episodes.
         policy: evaluated as it is at the time of the call; with ``carried`` any function that is called like `Lowered`
             and hands on what that names, as `hidden_shapes` does.
         seed: seed of the episodes and of sampled actions.
+        fresh: other initial states and draws after every number of frames, which follow from it and the seed; else
+            always the same.
         team: returns are sums over the agents instead of means.
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase | Callable[..., Tensors], *, seed: int,
-                 team: bool = False, carried: dict[NestedKey, tuple[int, ...]] | None = None):
-        self.env, self.seed, self.team = env, seed, team
+                 fresh: bool = False, team: bool = False, carried: dict[NestedKey, tuple[int, ...]] | None = None):
+        self.env, self.seed, self.fresh, self.team = env, seed, fresh, team
         self.lowered = Lowered(policy) if carried is None else policy
         self.hidden = hidden_shapes(policy) if carried is None else carried
         self.samples = carried is not None or self.lowered.samples  # else both kinds of actions are the same
         self.start = env.state_dict()  # some simulators remember earlier episodes
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, frames: int = 0) -> dict[str, float]:
         """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length.
 
-        Where the task says what success is: also the share of greedy episodes in which it came about.
+        Where the task says what success is: also the share of greedy episodes in which it came about, and, of a policy
+        that samples, of sampled ones. ``frames`` is how long the policy has been trained.
         """
-        greedy = self.play(deterministic=True)
-        sampled = self.play(deterministic=False) if self.samples else greedy
+        seed = self.seed_after(frames)
+        greedy = self.play(deterministic=True, seed=seed)
+        sampled = self.play(deterministic=False, seed=seed) if self.samples else greedy
         row = {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
-        return row | ({"success": greedy["success"]} if "success" in greedy else {})
+        if "success" in greedy:
+            row |= {"success": greedy["success"]} | ({"success_sampled": sampled["success"]} if self.samples else {})
+        return row
+
+    def seed_after(self, frames: int) -> int:
+        """Seed of the evaluation after so many frames."""
+        return random.Random(f"{self.seed} {frames}").getrandbits(31) if self.fresh else self.seed
 
     @torch.no_grad()
-    def play(
-        self, *, deterministic: bool, frames: list | None = None, size: tuple[int, int] | None = None
-    ) -> dict[str, float]:
-        """One episode per copy; with ``frames``, pictures of the first copy [H, W, 3] are appended to it."""
+    def play(self, *, deterministic: bool, seed: int | None = None, frames: list | None = None,
+             size: tuple[int, int] | None = None) -> dict[str, float]:
+        """One episode per copy, of the evaluator's own seed unless another is given.
+
+        With ``frames``, pictures of the first copy [H, W, 3] are appended to it.
+        """
+        seed = self.seed if seed is None else seed
         devices = [self.env.device] if self.env.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed)
             self.env.load_state_dict(self.start)
-            self.env.set_seed(self.seed)
+            self.env.set_seed(seed)
             return self._play(deterministic, frames, size)
 
     def _play(self, deterministic: bool, frames: list | None, size: tuple[int, int] | None) -> dict[str, float]:

@@ -140,8 +140,8 @@ def draw(summaries: Sequence[Summary]) -> list[Drawing]:
 
 def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
     table, paths = summary.table, []
-    labels = {task: "success" if table.info.mode_of(task) == "success" else f"return ({table.info.mode_of(task)})"
-              for task in table.tasks}
+    labels = {task: {"success": "success", "success_sampled": "success (sampled)"}.get(mode, f"return ({mode})")
+              for task, mode in ((task, table.info.mode_of(task)) for task in table.tasks)}
     curves = {task: {row: learning_curve(table.cells[task, row]) for row in table.rows if (task, row) in table.cells}
               for task in table.tasks}
     curves = {task: by_row for task, by_row in curves.items() if by_row}

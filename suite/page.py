@@ -66,8 +66,9 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
              for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
     superseded = sum(cell.superseded for cell in cells.values())
     out = [
-        *((("Success" if mode == "success" else "Return") + of,
-         ("share of episodes that reach the goal, greedy" if mode == "success" else mode) + " actions"
+        *((("Success" if mode.startswith("success") else "Return") + of,
+         {"success": "share of episodes that reach the goal, greedy",
+          "success_sampled": "share of episodes that reach the goal, sampled"}.get(mode, mode) + " actions"
          + f", {episodes} episodes per evaluation" * bool(episodes)
          + f", mean of the last {info.last} evaluations" * (info.last > 1)) for mode, of in _modes(summary)),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),

@@ -22,16 +22,17 @@ import numpy as np
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*")
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+=.-]*(/[A-Za-z0-9][A-Za-z0-9_+=.-]*)*")
-COLUMNS = {"sampled": "return_sampled", "greedy": "return_greedy", "success": "success"}  # what a table's mode shows
+COLUMNS = {"sampled": "return_sampled", "greedy": "return_greedy", "success": "success",
+           "success_sampled": "success_sampled"}  # what a table's mode shows
 MODES = tuple(COLUMNS)
 
 
 class Evaluation(NamedTuple):
     """One line of a CSV file: fresh episodes of the policy of one seed after that many frames.
 
-    ``seconds`` is the run's wall time, ``length`` the mean episode length, ``success`` the share of greedy episodes
-    that reached the task's goal, a column that only tasks with one have; what of the last and of the returns is not
-    measured is nan.
+    ``seconds`` is the run's wall time, ``length`` the mean episode length, ``success`` and ``success_sampled`` the
+    shares of greedy and of sampled episodes that reached the task's goal, columns that only tasks with one have, the
+    second only policies that sample; what of these and of the returns is not measured is nan.
     """
 
     seed: int
@@ -43,10 +44,11 @@ class Evaluation(NamedTuple):
     length: float
     commit: str
     success: float = math.nan
+    success_sampled: float = math.nan
 
 
 KINDS = get_type_hints(Evaluation)
-HEADERS = Evaluation._fields[:-1], Evaluation._fields  # without success, and with it
+HEADERS = Evaluation._fields[:-2], Evaluation._fields[:-1], Evaluation._fields  # without success, with one, with both
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def names_of(stem: str) -> tuple[str, str]:
 def append_rows(results: Path | str, table: str, row: str, task: str, rows: Iterable[Evaluation]) -> Path:
     """Append evaluations to the CSV file of a cell, which is created with its header; safe between processes.
 
+    A file keeps its columns: if it has none for sampled successes, they are left out.
+
     Raises:
         ValueError: a name, a number, or a success for a file that has no column for it.
     """
@@ -157,14 +161,14 @@ def append_rows(results: Path | str, table: str, row: str, task: str, rows: Iter
     with path.open("a+", newline="", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # seeds run in parallel write to the same file
         writer = csv.writer(file, lineterminator="\n")
-        measured = any(line[-1] != "nan" for line in lines)
+        width = max((k + 1 for line in lines for k, text in enumerate(line) if text != "nan"), default=0)
         if path.stat().st_size:
             file.seek(0)
             header = tuple(next(csv.reader(file)))
-            if measured and header == HEADERS[0]:
+            if width > len(HEADERS[0]) == len(header):
                 raise ValueError(f"{path} has no column for the success of the new lines")
         else:
-            header = HEADERS[measured]
+            header = next(header for header in HEADERS if len(header) >= width)
             writer.writerow(header)
         writer.writerows(line[:len(header)] for line in lines)
         file.flush()
@@ -172,13 +176,15 @@ def append_rows(results: Path | str, table: str, row: str, task: str, rows: Iter
 
 
 def _complete(values: Sequence) -> Sequence:
-    """With ``nan`` as success if that alone is missing."""
-    return [*values, math.nan] if len(values) == len(KINDS) - 1 else values
+    """With ``nan`` as successes if these alone are missing."""
+    missing = len(KINDS) - len(values)
+    return [*values, *[math.nan] * missing] if missing <= len(KINDS) - len(HEADERS[0]) else values
 
 
 def _parse(values: Sequence[str], where: str) -> Evaluation:
     if len(values) != len(KINDS):
-        raise ValueError(f"{where}: {len(values)} values, expected {', '.join(HEADERS[0])}, and success if measured")
+        raise ValueError(f"{where}: {len(values)} values, expected {', '.join(HEADERS[0])}, and success and "
+                         f"success_sampled if measured")
     out: list[Any] = []
     for (name, kind), text in zip(KINDS.items(), values, strict=True):
         try:
@@ -203,7 +209,7 @@ def read_cell(path: Path, mode: str, target: int, last: int = 1) -> Cell:
         raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from None
     if not lines or tuple(lines[0]) not in HEADERS:
         raise ValueError(f"{path}:1: header is {','.join(lines[0]) if lines else ''!r}, expected "
-                         f"{','.join(HEADERS[0])!r}, with success behind it or not")
+                         f"{','.join(HEADERS[0])!r}, with success and success_sampled behind it or not")
     runs: dict[int, list[Evaluation]] = {}
     for number, values in enumerate(lines[1:], start=2):
         if len(values) != len(lines[0]):

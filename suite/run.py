@@ -33,8 +33,8 @@ from suite.checkpoint import Checkpoints
 LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
 LOGGERS = ("csv", "tensorboard", "wandb")
 # a resumed run may change these: they do not alter what an iteration computes
-FREE = ("frames", "evaluations", "eval_episodes", "checkpoint_every", "keep_checkpoints", "loggers", "video", "resume",
-        "overwrite", "run_dir", "quiet")
+FREE = ("frames", "evaluations", "eval_episodes", "eval_starts", "checkpoint_every", "keep_checkpoints", "loggers",
+        "video", "resume", "overwrite", "run_dir", "quiet")
 
 
 class Run:
@@ -47,13 +47,14 @@ class Run:
         overwrite: delete the run that is there.
         loggers: names out of ``LOGGERS``.
         quiet: no progress bar.
+        defaults: values of the options that an earlier version did not have, so that its runs can be resumed.
         no_resume: why this run could not be resumed, said before it begins and instead of the command at its end.
     """
 
     def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False, overwrite: bool = False,
                  loggers: Sequence[str] = ("csv", "tensorboard"), keep_checkpoints: int = 2, quiet: bool = False,
-                 no_resume: str | None = None):
-        self.path, self.config = Path(path), config
+                 defaults: dict[str, Any] | None = None, no_resume: str | None = None):
+        self.path, self.config, self.defaults = Path(path), config, defaults or {}
         self.first = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.path / "checkpoints", rank=distributed.rank(), keep=keep_checkpoints)
         for name in loggers:
@@ -75,7 +76,7 @@ class Run:
     def _resume(self) -> dict[str, Any] | None:
         if reason := self.stored.get("no_resume"):
             raise ValueError(f"{self.path} cannot be resumed: {reason}")
-        stored = self.stored["config"] | {"processes": self.stored["processes"]}
+        stored = self.defaults | self.stored["config"] | {"processes": self.stored["processes"]}
         given = self.config | {"processes": distributed.world_size()}
         if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in given.items()
                            if key not in FREE and stored.get(key) != value]:

@@ -33,7 +33,7 @@ class Trainer:
             be saved by the module it belongs to.
         schedules: functions of the share of frames done when an iteration begins, called before its updates.
         run: where metrics and checkpoints go; see `suite.run.Run`.
-        evaluate: function without arguments that returns metrics and changes nothing.
+        evaluate: function of the frames so far that returns metrics and changes nothing.
         evaluate_every, checkpoint_every: in iterations; 0 means only at the end.
     """
 
@@ -50,7 +50,7 @@ class Trainer:
         estimators: Sequence = (),
         refresh: Sequence[Callable] = (),
         schedules: Sequence[Callable[[float], None]] = (),
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
         evaluate_every: int = 0,
         checkpoint_every: int = 0,
     ):
@@ -183,7 +183,7 @@ class Trainer:
     def _evaluate(self, batch: TensorDictBase | None = None) -> None:
         if self.evaluate is None or distributed.rank() != 0:
             return
-        row = {f"eval/{key}": value for key, value in self.evaluate().items()}
+        row = {f"eval/{key}": value for key, value in self.evaluate(self.frames).items()}
         if batch is not None:
             with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
                 for loss in self.losses:

@@ -283,7 +283,7 @@ class HyARLoss(Loss):
         if self.warmup < frames:
             return []
         return [f"warmup of codec 'hyar' is {self.warmup} frames of random actions, but the run has {frames}: no "
-                f"policy is trained"]
+                f"policy is trained; give it more frames, or a shorter warmup"]
 
     def get_extra_state(self) -> dict[str, int]:
         """The clocks."""

@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
+from suite import distributed
 from suite.losses.common import Loss
 from suite.modules.functional import clipped_surrogate, clipped_value_error, masked_mean
 from suite.modules.lowered import Lowered, call
@@ -29,11 +30,12 @@ class PolicyLoss(Loss):
         clip: half width of the trust region of the ratio; None is the A2C objective.
         mask, controlled: keys of bools [..., A]; agents where one is False do not count: they are no more, or the
             environment chose the action that the batch holds.
+        normalize: standardise the advantages over all that counts in the minibatch, of all processes.
     """
 
     def __init__(self, actor: TensorDictSequential, *, clip: float | None, entropy_coef: float,
                  critic: TensorDictModule | None = None, mask: NestedKey | None = None,
-                 controlled: NestedKey | None = None):
+                 controlled: NestedKey | None = None, normalize: bool = False):
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be positive, or None for A2C, got {clip}")
         advantage = [ADVANTAGE] if critic is None else [VALUE_TARGET, *critic.in_keys]
@@ -44,18 +46,22 @@ class PolicyLoss(Loss):
         self.actor = actor
         self.lowered = Lowered(actor)
         self.clip, self.entropy_coef, self.mask, self.controlled = clip, entropy_coef, mask, controlled
+        self.normalize = normalize
         self.__dict__["critic"] = critic  # not a submodule: its parameters belong to the value loss
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_policy``, ``loss_entropy`` if it has a weight, and diagnostics."""
         dist = self.lowered.distribution({key: minibatch[key] for key in self.actor.in_keys})
         mask = minibatch[self.mask] if self.mask else None
-        advantage = self._advantage(minibatch)
         log_prob = dist.log_prob(minibatch[ACTION])
         if self.controlled:  # what a script does may be all but impossible for the policy: 0 times infinity
             acted = minibatch[self.controlled]
             log_prob = torch.where(acted, log_prob, 0.0 if self.clip is None else minibatch[LOG_PROB])
             mask = acted if mask is None else mask & acted
+        advantage = self._advantage(minibatch)
+        if self.normalize:
+            mean, var, _ = distributed.moments(advantage, range(advantage.ndim), mask)
+            advantage = (advantage - mean) / (var.sqrt() + 1e-8)
         out = {}
         if self.clip is None:
             objective = advantage * log_prob

@@ -253,7 +253,8 @@ class SMPELoss(Loss):
         target = copy.deepcopy(own).requires_grad_(False)
         if self.filtered_target == "central":
             try:
-                target.load_state_dict(learner.critic.module.state_dict())
+                # what scales its inputs apart: V_k's are standardised already
+                target.load_state_dict(dict(learner.critic.module.named_parameters()))
             except RuntimeError as error:
                 raise ValueError("filtered_target 'central' needs a feed-forward central critic of all observations "
                                  "(mappo or maa2c, a task without a state of its own): give filtered_target=own"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
 from suite import distributed
+
+LIMIT = 10.0  # of standardised inputs
 
 
 class RunningMoments(nn.Module):
@@ -39,3 +42,42 @@ class RunningMoments(nn.Module):
     def forward(self, x: Tensor, eps: float = 1e-8) -> Tensor:
         """(x - mean) / (std + eps)."""
         return (x - self.mean) / (self.var.sqrt() + eps)
+
+
+class Scaler(nn.Module):
+    """Standardises by running statistics, clipped; entries that never vary are padding: 0, and ``mask`` False there.
+
+    ``unpadded`` bool [N, dim] is False where agents that see less than the largest one are padded.
+    """
+
+    def __init__(self, dim: int, unpadded: Tensor | None = None):
+        super().__init__()
+        self.moments = RunningMoments((dim,))
+        self.register_buffer("unpadded", unpadded, persistent=False)
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [dim], or [N, dim] with padding."""
+        varies = self.moments.var >= 1e-8
+        return varies if self.unpadded is None else varies & self.unpadded
+
+    def update(self, x: Tensor, alive: Tensor | None = None) -> None:
+        """Take in [..., N, dim], but neither padding nor agents that are not ``alive`` (bool [..., N, 1])."""
+        kept = self.unpadded if alive is None else alive if self.unpadded is None else alive & self.unpadded
+        self.moments.update(x, kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim]."""
+        scaled = (x - self.moments.mean) / (self.moments.var + 1e-8).sqrt()
+        return scaled.clamp(-LIMIT, LIMIT) * self.mask
+
+
+def update_scalers(scalers: Mapping[NestedKey, Scaler], batch: TensorDictBase, *, mask: NestedKey | None) -> None:
+    """Take in what a batch [N, T] holds under each key, by agents or for all of them.
+
+    Agents do not count where the bool [N, T, A] under ``mask`` is False, and what is for all not where nobody does.
+    """
+    alive = None if mask is None else batch[mask].unsqueeze(-1)
+    for key, scaler in scalers.items():
+        by_agents = alive is None or batch[key].ndim == alive.ndim
+        scaler.update(batch[key], alive if by_agents else alive.any(-2))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from suite.modules.distributions import Categorical, DiagonalNormal, TanhNormal
 from suite.modules.networks import AgentGRU, AgentInput, Init, JointInput, Sharing, linear, mlp, sharing_index
+from suite.modules.normalizer import Scaler
 from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE, Specs
 
 Head = Literal["tanh_normal", "normal"]
@@ -21,15 +23,19 @@ CRITIC_HIDDEN = "critic_hidden"  # [N, T, A, H], or [N, T, 1, H] where one row s
 MASKED_LOGIT = -1e10
 MIN_SCALE = 1e-4
 PADDED_SCALE = (2 * math.pi * math.e) ** -0.5  # a normal with this deviation has the entropy 0
+NO_SCALERS: Mapping[NestedKey, Scaler] = MappingProxyType({})
 
 
 class Trunk(nn.Module):
-    """Input assembly, hidden layers and, if recurrent, a GRU: inputs [..., A, d_k] -> [..., rows, width]."""
+    """Input assembly, hidden layers and, if recurrent, a GRU: inputs [..., A, d_k] -> [..., rows, width].
+
+    With a ``scaler`` the first input, observation or state, is standardised.
+    """
 
     def __init__(self, assemble: nn.Module, in_dim: int, *, index: Sequence[int] | None, cells: Sequence[int],
-                 activation: str, init: Init, recurrent_dim: int):
+                 activation: str, init: Init, recurrent_dim: int, scaler: Scaler | None = None):
         super().__init__()
-        self.assemble = assemble
+        self.scaler, self.assemble = scaler, assemble
         self.hidden = mlp(in_dim, None, index, cells=cells, activation=activation, init=init)
         self.width = cells[-1] if cells else in_dim
         self.gru = AgentGRU(self.width, recurrent_dim, index, init=init) if recurrent_dim else None
@@ -37,6 +43,8 @@ class Trunk(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], memory: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Features, and the next state if recurrent; ``memory`` is (hidden, is_init), or empty."""
+        if self.scaler is not None:
+            inputs = self.scaler(inputs[0]), *inputs[1:]
         x = self.hidden(self.assemble(*inputs))
         return (x, None) if self.gru is None else self.gru(x, *memory)
 
@@ -101,8 +109,11 @@ class CriticNetwork(nn.Module):
 
 def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, agent_id: bool, cells: Sequence[int],
                activation: str, init: Init, recurrent_dim: int, head: Head, state_dependent_scale: bool,
-               device: torch.device | str) -> ProbabilisticTensorDictSequential:
+               device: torch.device | str,
+               scalers: Mapping[NestedKey, Scaler] = NO_SCALERS) -> ProbabilisticTensorDictSequential:
     """Stochastic policy: reads observation and ``features``, writes action and its log-probability [..., A].
+
+    ``scalers``: see `make_scalers`.
 
     Raises:
         ValueError: unknown sharing, activation, init or head.
@@ -110,7 +121,7 @@ def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, 
     index = sharing_index(share, specs.agent_types)
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
     trunk = Trunk(AgentInput(specs.n_agents, agent_id), in_dim, index=index, cells=cells, activation=activation,
-                  init=init, recurrent_dim=recurrent_dim)
+                  init=init, recurrent_dim=recurrent_dim, scaler=scalers.get(OBSERVATION))
     network = ActorNetwork(trunk, specs, num_inputs=1 + len(features), head=head, index=index, init=init,
                            state_dependent_scale=state_dependent_scale)
     distribution, names, kwargs = _distribution(specs, head, device)
@@ -139,14 +150,16 @@ def _distribution(specs: Specs, head: Head, device):
 
 def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bool, share: Sharing, agent_id: bool,
                 cells: Sequence[int], activation: str, init: Init, recurrent_dim: int,
-                device: torch.device | str) -> TensorDictModule:
+                device: torch.device | str, scalers: Mapping[NestedKey, Scaler] = NO_SCALERS) -> TensorDictModule:
     """Value network writing [..., A, 1]: of ``state`` or all observations (central), or of each agent's own.
 
-    A central critic gives one value for all agents unless it has agent ids or unshared parameters.
+    A central critic gives one value for all agents unless it has agent ids or unshared parameters. ``scalers``: see
+    `make_scalers`.
     """
     index = sharing_index(share, specs.agent_types)
     n, per_agent = specs.n_agents, agent_id or index is not None
     has_state = centralized and specs.state_dim is not None
+    read = STATE if has_state else OBSERVATION
     if centralized:
         assemble = JointInput(n, agent_id=agent_id, per_agent=per_agent, has_state=has_state)
         in_dim = (specs.state_dim if has_state else n * specs.obs_dim) + n * sum(features.values())
@@ -154,12 +167,20 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
         assemble = AgentInput(n, agent_id)
         in_dim = specs.obs_dim + sum(features.values())
     trunk = Trunk(assemble, in_dim + (n if agent_id else 0), index=index, cells=cells, activation=activation, init=init,
-                  recurrent_dim=recurrent_dim)
+                  recurrent_dim=recurrent_dim, scaler=scalers.get(read))
     network = CriticNetwork(trunk, n, index=index, init=init).to(device)
-    in_keys, out_keys = [STATE if has_state else OBSERVATION, *features], [VALUE]
+    in_keys, out_keys = [read, *features], [VALUE]
     if recurrent_dim:
         in_keys, out_keys = [*in_keys, CRITIC_HIDDEN, IS_INIT], [*out_keys, ("next", CRITIC_HIDDEN)]
     return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
+
+
+def make_scalers(specs: Specs, *, centralized: bool) -> dict[NestedKey, Scaler]:
+    """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations."""
+    scalers: dict[NestedKey, Scaler] = {OBSERVATION: Scaler(specs.obs_dim, specs.obs_mask)}
+    if centralized and specs.state_dim is not None:
+        scalers[STATE] = Scaler(specs.state_dim)
+    return scalers
 
 
 def hidden_shapes(policy: nn.Module) -> dict[NestedKey, tuple[int, ...]]:

@@ -13,7 +13,8 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 from suite.modules.lowered import Lowered, Tensors
-from suite.modules.state_model import LIMIT, PAST, StateModel
+from suite.modules.normalizer import LIMIT
+from suite.modules.state_model import PAST, StateModel
 from suite.specs import ACTION, OBSERVATION, REWARD
 
 GOES_ON = ("next", "agents", "goes_on")  # [..., A, 1], the predicted chance that the episode does

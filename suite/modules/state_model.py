@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from suite.modules.gaussian import LOG_SQRT_2PI
 from suite.modules.networks import AgentGRU, AgentInput, mlp, others_index
-from suite.modules.normalizer import RunningMoments
+from suite.modules.normalizer import Scaler
 from suite.modules.world_model import WorldModel
 from suite.specs import ACTION, GROUP, OBSERVATION, Specs
 
@@ -38,7 +38,6 @@ OthersActions = Literal["all", "visible", "own"]
 ActionInputs = Literal["prev", "prev+obs"]
 PolicyLatent = Literal["mean", "sample", "mean_logstd"]
 PARTS = ("obs", "moa", "wm_residual")
-LIMIT = 10.0  # of standardised observations
 LOG_SIGMA = (-5.0, 2.0)
 ACTION_LOG_SIGMA = (-3.0, 1.0)
 MASKED_LOGIT = -1e9
@@ -112,34 +111,6 @@ class PreviousStep(nn.Module):
             return joint * (torch.arange(joint.shape[-1], device=joint.device) < self.actions.dim)
         (visible,) = known
         return joint * F.pad(visible, (1, 0), value=1.0).repeat_interleave(self.actions.dim, -1)
-
-
-class Scaler(nn.Module):
-    """Standardises by running statistics, clipped; entries that never vary are padding: 0, and ``mask`` False there.
-
-    ``unpadded`` bool [N, dim] is False where agents that see less than the largest one are padded.
-    """
-
-    def __init__(self, dim: int, unpadded: Tensor | None = None):
-        super().__init__()
-        self.moments = RunningMoments((dim,))
-        self.register_buffer("unpadded", unpadded, persistent=False)
-
-    @property
-    def mask(self) -> Tensor:
-        """bool [dim], or [N, dim] with padding."""
-        varies = self.moments.var >= 1e-8
-        return varies if self.unpadded is None else varies & self.unpadded
-
-    def update(self, x: Tensor, alive: Tensor | None = None) -> None:
-        """Take in [..., N, dim], but neither padding nor agents that are not ``alive`` (bool [..., N, 1])."""
-        kept = self.unpadded if alive is None else alive if self.unpadded is None else alive & self.unpadded
-        self.moments.update(x, kept)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., dim]."""
-        scaled = (x - self.moments.mean) / (self.moments.var + 1e-8).sqrt()
-        return scaled.clamp(-LIMIT, LIMIT) * self.mask
 
 
 class Memory(nn.Module):

@@ -1,5 +1,6 @@
-"""The Ray launcher, on a stand-in for Ray: what it hands over, prints and leaves."""
+"""The launchers of tables: what the one for Ray, on a stand-in, hands over and leaves; how runs become rows."""
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from recipes import benchmark
-from recipes.jobs import Job
+from recipes.jobs import Job, evaluations
+from suite.results import Evaluation
 
 JOBS = [Job("cooperative", "MAPPO", "vmas/navigation", seed, "runs/x", "results") for seed in (1, 2, 3)]
 
@@ -81,3 +83,21 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"--launcher ray needs the extra: pip install -e '\.\[ray\]'"):
         benchmark.launch_ray(JOBS, 2)
+
+
+def test_what_a_run_evaluated_becomes_result_rows(tmp_path):
+    """A file for each scalar; what was not measured is nan."""
+    scalars = tmp_path / "metrics" / "scalars"
+    written = {"eval/return": (1.0, 2.0), "eval/return_greedy": (1.5, 2.5), "eval/length": (7.0, 6.0),
+               "eval/success": (0.25, 0.5), "eval/success_sampled": (0.125, 0.75), "time/total": (None, 9.04)}
+    (tmp_path / "config.json").write_text('{"config": {"eval_episodes": 16}, "commit": "abc"}')
+    for name, values in written.items():
+        path = scalars / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{frames},{value}\n" for frames, value in zip((0, 40), values, strict=True)
+                                if value is not None))
+    assert evaluations(tmp_path, 3) == [Evaluation(3, 0, 0.0, 1.0, 1.5, 16, 7.0, "abc", 0.25, 0.125),
+                                        Evaluation(3, 40, 9.0, 2.0, 2.5, 16, 6.0, "abc", 0.5, 0.75)]
+    for name in ("success", "success_sampled"):
+        (scalars / "eval" / f"{name}.csv").unlink()
+    assert all(math.isnan(value) for line in evaluations(tmp_path, 3) for value in line[-2:])

@@ -11,7 +11,7 @@ from tests.batches import make_specs
 OTHER = {  # another valid value of every field that only some algorithms read
     "centralized": False, "critic_cells": (3,), "critic_lr": 0.1, "whole_episodes": True,
     "gae_lambda": 0.5, "returns": "nstep", "n_step": 3, "normalize_advantage": "agent", "standardize_reward": True,
-    "value_norm": True,
+    "value_norm": True, "normalize_observation": True,
     "target_tau": 0.1, "epochs": 3, "recompute_advantage": True, "clip": 0.3, "value_clip": 0.3,
     "value_loss": "smooth_l1", "entropy_coef": 0.3, "head": "normal", "state_dependent_scale": False,
     "buffer_size": 100, "warmup": 600, "gradient_steps": 3, "tau": 0.3, "mixer_dim": 8, "exploration_start": 0.9,
@@ -54,6 +54,8 @@ def other(default, name):
     ({"exploration_start": float("inf")}, "exploration_start inf .* is needed"),
     ({"exploration_frames": 0}, "exploration_frames must be positive, got 0"),
     ({"warmup": -1}, "warmup must be at least 0, got -1"), ({"mixer_dim": 0}, "mixer_dim must be positive, got 0"),
+    ({"normalize_advantage": "minibatches"}, r"choose from \['agent', 'batch', 'minibatch', 'none'\]. Did you mean"),
+    ({"eval_starts": "new"}, r"unknown eval_starts 'new'; choose from \['fresh', 'same'\]"),
     ({"clip": 0.0}, "clip must be positive, got 0"), ({"value_clip": -1.0}, "value_clip must be positive, got -1"),
     ({"eval_episodes": 0}, "eval_episodes must be positive"), ({"evaluations": -1}, "evaluations must be at least 0"),
     ({"keep_checkpoints": 0}, "keep_checkpoints must be positive"),
@@ -119,6 +121,12 @@ def test_what_the_two_lists_had_left_out(algorithm, names):
 def test_a_field_that_another_choice_leaves_unread_is_refused(algorithm, preset, change, message):
     with pytest.raises(ValueError, match=message):
         check_used(make(algorithm, preset, **change), make(algorithm, preset), discrete=False)
+
+
+def test_a_recomputed_advantage_may_be_standardised_over_minibatches():
+    for preset in ("default", "epymarl"):
+        cfg = make("mappo", preset, recompute_advantage=True, normalize_advantage="minibatch")
+        check_used(cfg, make("mappo", preset), discrete=False)
 
 
 @pytest.mark.parametrize("name", ["head", "state_dependent_scale"])

@@ -71,6 +71,8 @@ def test_every_choice_trains(algorithm, preset, loss, actions):
     {"head": "normal", "state_dependent_scale": False}, {"state_dependent_scale": False, "share": "none"},
     {"init": "orthogonal", "activation": "relu"}, {"activation": "elu"}, {"task_options": {"state": False}},
     {"returns": "nstep", "n_step": 3}, {"normalize_advantage": "agent"}, {"normalize_advantage": "none"},
+    {"normalize_advantage": "minibatch"}, {"normalize_advantage": "minibatch", "recompute_advantage": True},
+    {"normalize_advantage": "minibatch", "actor_recurrent_dim": 6},
     {"standardize_reward": True}, {"target_tau": 0.5}, {"recompute_advantage": True}, {"lr_decay": "linear"},
     {"max_grad_norm": None}, {"minibatch_size": None}, {"minibatch_size": 7}, {"clip": None}, {"value_clip": 0.2},
     {"value_loss": "smooth_l1"}, {"entropy_coef": 0.0}, {"team_reward": True}, {"truncate": False}, {"steps": None},
@@ -250,6 +252,18 @@ def test_the_printed_swap_is_this_run_with_another_loss(cfg):
     assert found == dataclasses.replace(cfg, loss=found.loss, loss_options={}, reward_weights={}, run_dir=None,
                                         overwrite=False)
     assert {"--task", "--algorithm", "--loss"} <= set(words) and "--gamma" not in words
+
+
+def test_advantages_of_one_minibatch_are_those_of_the_batch():
+    """A first update on the whole batch is the same either way, and not that without; on parts of it, it is not."""
+    def moved(kind, size):
+        trainer = recipe.make_trainer(config(normalize_advantage=kind, minibatch_size=size, clip=None), MemoryRun())
+        trainer.iterate(next(iter(trainer.collector)))
+        return torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
+
+    assert torch.allclose(moved("batch", None), moved("minibatch", None), atol=1e-6)
+    assert not torch.allclose(moved("none", None), moved("minibatch", None), atol=1e-4)
+    assert not torch.allclose(moved("batch", 5), moved("minibatch", 5), atol=1e-4)
 
 
 def test_the_target_critic_follows_the_critic():

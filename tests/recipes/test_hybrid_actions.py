@@ -56,7 +56,9 @@ def test_every_choice_trains(algorithm, codec, task):
     after = [p for loss in trainer.updates[0].losses for p in loss.parameters() if p.requires_grad]
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) // 2
     assert trainer.iteration == (4 if codec == "hyar" else 2)
-    assert "eval/success" in trainer.run.rows[-1] or "particle" in cfg.task
+    row = trainer.run.rows[-1]
+    assert "eval/success" in row or "particle" in cfg.task
+    assert ("eval/success_sampled" in row) == (ALGORITHMS[algorithm][0] == "on_policy" and "particle" not in cfg.task)
 
 
 def test_the_warm_up_is_random_and_never_replayed():
@@ -181,9 +183,35 @@ def test_a_run_that_ends_before_its_first_update_says_so():
     cfg = parsed(*words("td3", "none", CATCH), "--frames", "10", "--evaluations", "0")
     with pytest.warns(UserWarning, match="10 frames of learning are fewer than the first_update 16"):
         make_trainer(cfg, MemoryRun())
-    cfg = parsed(*words("td3", "hyar", CATCH), "--frames", "40", "--evaluations", "0")
-    with pytest.warns(UserWarning, match="no policy is trained|0 frames of learning are fewer"):
-        make_trainer(cfg, MemoryRun())
+    for frames, said in (("30", "warmup of codec 'hyar' is 40 frames of random actions, but the run has 30: no policy"),
+                         ("40", "but the run has 40: no policy is trained; give it more frames, or a shorter warmup"),
+                         ("50", "^10 frames of learning are fewer than the first_update 16: no update will be made")):
+        cfg = parsed(*words("td3", "hyar", CATCH), "--frames", frames, "--evaluations", "0")
+        with pytest.warns(UserWarning, match=said) as caught:
+            make_trainer(cfg, MemoryRun())
+        assert len(caught) == 1
+
+
+@pytest.mark.parametrize("given, frames", [
+    ([], 210_900), (["--codec-options", "warmup=50000"], 250_000), (["--codec-options", "warmup=5000"], 205_000),
+    (["--codec-options", "latent_dim=3", "warmup=50000", "relabel=none"], 250_000),
+    (["--codec-options=warmup=50000"], 250_000), (["--codec_options", "warmup=50000", "--tuning", "equal"], 250_000),
+    (["--codec-options", "latent_dim=3"], 210_900), (["--codec-options"], 210_000),  # the codec's own 10,000
+    (["--codec-options", "warmup=50000", "--frames", "210900"], 210_900),
+    (["--frames", "210900", "--codec-options", "warmup=50000"], 210_900),
+    (["--task", "hybrid/hard_move-4", "--codec-options", "warmup=50000"], 1_050_000),
+    (["--task", "hybrid/vmas.navigation"], 200_000),  # nothing published: the default, of which 10,000 are warm-up
+    (["--task", "hybrid/vmas.navigation", "--codec-options", "warmup=50000"], 240_000),
+    (["--codec", "none"], 200_000), (["--codec", "embedding"], 200_000)])
+def test_a_run_is_as_much_longer_as_its_warm_up(given, frames):
+    cfg = parsed(*given)
+    assert cfg.frames == frames
+    assert "warmup=50000" not in given or cfg.codec_options["warmup"] == 50_000
+
+
+def test_the_swap_flags_take_no_frames_from_a_warm_up():
+    cfg = parsed("--codec-options", "warmup=50000")
+    assert parsed(*shlex.split(swap_flags(cfg))).frames == 200_000
 
 
 def test_the_swap_flags_are_a_run():
@@ -216,6 +244,9 @@ def test_the_swap_flags_fit_the_other_algorithm(given):
     (["--codec-options", "latent_dimm=3"], r"unknown option of codec 'hyar' 'latent_dimm'.*mean 'latent_dim'"),
     (["--codec-options", "latent_dim=0"], "latent_dim of codec 'hyar' must be positive, got 0"),
     (["--codec-options", "warmup=100"], "bounds_rows"),
+    (["--codec-options", "warmup=many"], "warmup of codec 'hyar' must be an integer, such as 10000, got 'many'"),
+    (["--codec-options", "warmup=-1"], "warmup of codec 'hyar' must be positive, got -1"),
+    (["--codec-options", "warmup"], "write options as name=value, got 'warmup'"),
     (["--codec-options", "memory=5000"], "memory"),
     (["--codec-options", "bounds_rows=1"], "bounds_rows of codec 'hyar' must be at least 2: one row has no range"),
     (["--codec-options", "lr_embeddings=big"], "lr_embeddings of codec 'hyar' must be a number or None, got 'big'"),

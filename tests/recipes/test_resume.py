@@ -45,6 +45,7 @@ RUNS = {
     "discrete roles": [*SPREAD, *PPO, "--share", "none"],
     "smpe official": [*NAVIGATION, "--algorithm", "maa2c", "--preset", "official", *SMPE],
     "smpe fixed": [*NAVIGATION, "--algorithm", "mappo", "--preset", "fixed", *SMPE],
+    "mappo scaled": [*NAVIGATION, *PPO, "--normalize-observation", "--target-tau", "0.1", "--actor-recurrent-dim", "6"],
     "moa": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0"],
     "moa gru": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "policy_latent=sample", "--actor-recurrent-dim", "6",
                 "--critic-recurrent-dim", "5"],
@@ -251,6 +252,19 @@ def test_killed_twice_from_outside_and_resumed_by_a_real_process(tmp_path, monke
     assert "return   " in out
     assert metrics(folder) == metrics(tmp_path / "whole")
     assert differences(state(tmp_path / "whole"), state(folder)) == []
+
+
+def test_fresh_evaluations_are_the_same_after_a_break(tmp_path, monkeypatch):
+    """Evaluations after iterations 0, 2, 4 and 6, a break behind the fourth; the training is that of same starts."""
+    words = [*SMALL, *RUNS["mappo"], "--evaluations", "3", "--frames", str(6 * FRAMES)]
+    for name, starts in (("whole", "fresh"), ("parts", "fresh"), ("same", "same")):
+        main(*words, "--eval-starts", starts, "--run-dir", str(tmp_path / name), monkeypatch=monkeypatch)
+    max((tmp_path / "parts" / "checkpoints").glob("*.pt")).unlink()
+    main("--resume", str(tmp_path / "parts"), monkeypatch=monkeypatch)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert training(tmp_path / "same") == training(tmp_path / "whole")
+    fresh, same = (metrics(tmp_path / name)["eval/return.csv"].splitlines() for name in ("whole", "same"))
+    assert len(fresh) == len(same) == 4 and all(a != b for a, b in zip(fresh, same, strict=True))
 
 
 def test_an_altered_checkpoint_is_named_and_the_one_before_gives_the_same_end(whole, tmp_path, monkeypatch):

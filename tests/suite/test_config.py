@@ -21,6 +21,7 @@ from suite.config import (
     check_options,
     check_positive,
     from_plain,
+    option_default,
     parse_cli,
     parse_options,
     run_cli,
@@ -217,6 +218,26 @@ def test_flags_against_other_defaults():
     words = as_flags(Small(), default)
     assert words == ["--rate", "None", "--no-flag", "--options"]
     assert parse_cli(lambda chosen: default, Small, choosers=(), prog="p", args=words) == Small()
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--options", "a=1", "b=x y", "--kind", "b"], {"options": "a=1\nb=x y", "kind": "b"}),
+    (["--kind", "b", "--options"], {"options": "", "kind": "b"}), (["--kind"], {}), (["--kind", "-h"], {}),
+    (["--options=a=1"], {"options": "a=1"})])
+def test_choosers_with_several_words_are_told_as_lines(words, told):
+    seen = {}
+    with pytest.raises(StopIteration):
+        parse_cli(lambda chosen: seen.update(chosen) or next(iter(())), Small, choosers=("kind", "options"), prog="p",
+                  args=words)
+    assert seen == told
+
+
+def test_the_default_of_an_option():
+    class Made:
+        def __init__(self, specs, *, coef: float = 0.5):
+            pass
+
+    assert option_default(Made, "coef") == 0.5
 
 
 def test_some_flags_may_always_be_named():

@@ -13,7 +13,7 @@ from suite.checkpoint import Checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--task", "vmas/navigation", "--num-envs", "4", "--steps", "10", "--max-steps", "8", "--minibatch-size", "20",
          "--epochs", "2", "--actor-cells", "8", "--critic-cells", "8", "--eval-episodes", "2", "--evaluations", "1",
-         "--quiet",
+         "--quiet", "--normalize-observation",
          "--checkpoint-every", "1", "--keep-checkpoints", "9", "--task-options", "n_agents=2"]
 
 
@@ -170,6 +170,16 @@ def test_parameters_are_equal_on_both_and_have_moved(runs):
     assert first["frames"] == 480 and first["iteration"] == 6
     assert equal(first["policy"], second["policy"]) and equal(first["updates"], second["updates"])
     assert not equal(first["policy"], state(runs / "whole", 0, 0)["policy"])
+
+
+def test_inputs_are_standardised_by_what_both_have_seen(runs):
+    """480 frames of two agents, of which each process has seen half."""
+    for rank in (0, 1):
+        found = state(runs / "whole", rank)
+        counts = [x for name, x in found["policy"].items() if name.endswith("scaler.moments.count")]
+        counts += [x for loss in found["updates"]["mappo"]["losses"] for name, x in loss.items()
+                   if name.endswith("scaler.moments.count")]
+        assert len(counts) >= 3 and all(x == pytest.approx(960, abs=1e-3) for count in counts for x in count.tolist())
 
 
 def test_environments_and_actions_differ_between_processes(runs):

@@ -211,3 +211,56 @@ def test_success_is_the_share_of_episodes_in_which_it_came_about():
     env = Reaches(N, A, max_steps=3)
     assert Evaluator(env, constant(env, 0.0), seed=3)()["success"] == pytest.approx(3 / 5)
     assert "success" not in Evaluator(ToyEnv(N, A, max_steps=3), constant(env, 0.0), seed=3)()
+
+
+def test_of_a_policy_that_samples_both_successes_are_told():
+    """The choice alone decides: greedy agents always reach it, sampled ones as the draws have it."""
+    class Chooses(ToyEnv):
+        def step_tensors(self, actions):
+            return super().step_tensors(actions) | {SUCCESS: (actions[ACTION] == 0).all(-1, keepdim=True)}
+
+    env = Chooses(400, 1, max_steps=1, is_discrete=True)
+    actor = policy(env)
+    with torch.no_grad():
+        actor[0].module.out.weight.zero_()
+        logits = actor[0].module.out.bias.zero_()
+        logits[0] = 1.0
+    found = Evaluator(env, actor, seed=3)()
+    chance = logits.softmax(0)[0].item()
+    assert found["success"] == 1.0 and found["success_sampled"] == pytest.approx(chance, abs=0.1)
+    assert "success_sampled" not in Evaluator(env, constant(env, 0), seed=3)()  # nothing is sampled
+
+
+# ---------------------------------------------------------------------- fresh starts
+
+def test_fresh_evaluations_follow_from_seed_and_frames_alone():
+    env = ToyEnv(N, A)
+    actor = policy(env)
+    evaluator = Evaluator(env, actor, seed=3, fresh=True)
+    rows = {frames: evaluator(frames) for frames in (0, 10, 20)}
+    assert len({row["return_greedy"] for row in rows.values()}) == 3, "the same policy, other starts"
+    assert len({row["return"] for row in rows.values()}) == 3
+    late = Evaluator(ToyEnv(N, A, seed=8), actor, seed=3, fresh=True)  # as a resumed run makes it
+    assert late(20) == rows[20] and evaluator(10) == rows[10]
+    assert Evaluator(env, actor, seed=4, fresh=True)(20) != rows[20]
+
+
+def test_a_fresh_evaluation_is_that_of_its_seed():
+    env = ToyEnv(N, A)
+    fresh = Evaluator(env, policy(env), seed=3, fresh=True)
+    seeds = [fresh.seed_after(frames) for frames in range(0, 4000, 40)]
+    assert len(set(seeds)) == 100 and all(0 <= seed < 2**31 for seed in seeds)
+    assert fresh(40) == Evaluator(env, policy(env), seed=seeds[1])(77)
+
+
+def test_without_fresh_starts_the_frames_change_nothing():
+    env = ToyEnv(N, A)
+    evaluator = Evaluator(env, policy(env), seed=3)
+    assert evaluator.seed_after(40) == 3 and evaluator(0) == evaluator(40) == evaluator()
+
+
+def test_fresh_evaluations_change_nothing_else():
+    env = ToyEnv(N, A)
+    evaluator, before = Evaluator(env, policy(env), seed=3, fresh=True), torch.get_rng_state()
+    evaluator(10)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -85,7 +85,7 @@ def test_other_files_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"mode": "best"}, r"mode is 'best', expected one of \('sampled', 'greedy', 'success'\)"),
+    ({"mode": "best"}, r"mode is 'best', expected one of \('sampled', 'greedy', 'success', 'success_sampled'\)"),
     ({"frames": 0}, "frames is 0"), ({"last": 0}, "last is 0"), ({"last": 2.5}, "last is 2.5"),
     ({"frames": {"t/b": 5}}, "frames has no target for"),
     ({"notes": "a note"}, "notes is 'a note'"),
@@ -135,3 +135,22 @@ def test_success_is_a_column_of_its_own_files(tmp_path):
         results.append_rows(tmp_path, "a", "y", "t/a", [line._replace(success=0.5)])
     with pytest.raises(ValueError, match="success is not measured"):
         results.read_cell(other, "success", 100)
+
+
+def test_sampled_successes_are_a_further_column_of_new_files(tmp_path):
+    """A file with fewer columns keeps them; what it lacks cannot be shown."""
+    line = run(1, 3.0)[1]._replace(success=0.75)
+    header = "seed,frames,seconds,return_sampled,return_greedy,episodes,length,commit,success"
+    old = results.append_rows(tmp_path, "a", "x", "t/a", [line])
+    results.append_rows(tmp_path, "a", "x", "t/a", [line._replace(seed=2, success_sampled=0.5)])
+    assert old.read_text().splitlines() == [header, "1,100,60.0,3.0,nan,10,5.0,abc,0.75",
+                                            "2,100,60.0,3.0,nan,10,5.0,abc,0.75"]
+    new = results.append_rows(tmp_path, "a", "y", "t/a", [line, line._replace(seed=2, success_sampled=0.5)])
+    assert new.read_text().splitlines() == [f"{header},success_sampled", "1,100,60.0,3.0,nan,10,5.0,abc,0.75,nan",
+                                            "2,100,60.0,3.0,nan,10,5.0,abc,0.75,0.5"]
+    runs = results.read_cell(new, "success", 100).runs
+    assert runs[2][0][-2:] == (0.75, 0.5) and runs[1][0].success == 0.75 and np.isnan(runs[1][0].success_sampled)
+    sampled = results.append_rows(tmp_path, "a", "z", "t/a", [line._replace(success_sampled=0.5)])
+    np.testing.assert_array_equal(results.read_cell(sampled, "success_sampled", 100).finals, [0.5])
+    with pytest.raises(ValueError, match="success_sampled is not measured"):
+        results.read_cell(old, "success_sampled", 100)

@@ -140,6 +140,13 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     assert "frames" not in message and "task" not in message
 
 
+def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
+    finished(tmp_path)
+    Run(tmp_path, CONFIG | {"new": 3}, resume=True, defaults={"new": 3, "lr": 9.0})
+    with pytest.raises(ValueError, match=r"with another config: new: 3 -> 4$"):
+        Run(tmp_path, CONFIG | {"new": 4}, resume=True, defaults={"new": 3, "lr": 9.0})
+
+
 def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
     finished(tmp_path)
     record = stored_run(tmp_path)

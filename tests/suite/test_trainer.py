@@ -140,7 +140,7 @@ def test_two_updates_of_one_name_are_refused():
 
 
 def test_names_of_the_metrics():
-    trainer = make([update("mine")], evaluate=lambda: {"return": 5.0}, evaluate_every=1)
+    trainer = make([update("mine")], evaluate=lambda frames: {"return": 5.0}, evaluate_every=1)
     trainer.train()
     rows = trainer.run.rows
     assert rows[0] == {"frames": 0, "eval/return": 5.0}
@@ -165,11 +165,18 @@ def test_without_an_ended_episode_no_episode_metrics():
 
 def test_evaluations_and_checkpoints_are_due_at_their_intervals_and_at_the_end(tmp_path):
     run = DiskRun(tmp_path)
-    trainer = make([update()], collector=Batches(7), run=run, evaluate=lambda: {"x": 1.0}, evaluate_every=3,
+    trainer = make([update()], collector=Batches(7), run=run, evaluate=lambda frames: {"x": 1.0}, evaluate_every=3,
                    checkpoint_every=2)
     trainer.train()
     assert [row["frames"] // (N * T) for row in run.rows if "eval/x" in row] == [0, 3, 6, 7]
     assert run.checkpoints.whole() == [0, 2, 4, 6, 7]
+
+
+def test_an_evaluation_is_told_how_many_frames_there_were():
+    trainer = make([update()], evaluate=lambda frames: {"told": float(frames)}, evaluate_every=1)
+    trainer.train()
+    told = {row["frames"]: row["eval/told"] for row in trainer.run.rows if "eval/told" in row}
+    assert told == {k * N * T: k * N * T for k in range(4)}
 
 
 @pytest.mark.parametrize("when", [0, 2])

@@ -132,6 +132,33 @@ def test_agents_that_left_or_follow_a_script_do_not_count(masks):
     assert out["loss_policy"].item() == pytest.approx(6.2383246 / 4, rel=1e-6)
 
 
+# what counts: 1, 2, -2 and 4, mean 1.25, unbiased variance 18.75 / 3 = 2.5 squared, so -0.1, 0.3, -1.3 and 1.1;
+# ratios 1, 1.5, 0.5, 0.5: -0.1, min(0.45, 0.36), min(-0.65, -1.04), min(0.55, 0.88); sum -0.23
+# a2c: -(-0.1 ln 1/2 + (0.3 - 1.3 + 1.1) ln 1/4) / 4 = -(0.1 - 0.2) ln 2 / 4
+@pytest.mark.parametrize("masks", [{"mask": ALIVE}, {"controlled": CONTROLLED},
+                                   {"mask": ALIVE, "controlled": CONTROLLED}], ids=lambda masks: "+".join(masks))
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_advantages_standardised_over_what_counts_of_a_minibatch_by_hand(masks, recomputed):
+    td = table_batch()
+    td[ALIVE] = td[CONTROLLED] = torch.tensor([[True, False], [True, False], [True, True]])
+    if len(masks) == 2:  # both must hold
+        td[ALIVE], td[CONTROLLED] = td[ALIVE].clone(), td[ALIVE].clone()
+        td[ALIVE][0, 1], td[CONTROLLED][1, 1] = True, True
+    td[ADVANTAGE][:2, 1] = 1e6  # never seen
+    td[VALUE_TARGET], options = td[ADVANTAGE] + 10, masks | {"critic": critic_of(10.0) if recomputed else None}
+    for clip, expected in ((0.2, 0.23 / 4), (None, 0.1 * math.log(2) / 4)):
+        loss = PolicyLoss(table_actor(), clip=clip, entropy_coef=0.0, normalize=True, **options)
+        assert loss(td)["loss_policy"].item() == pytest.approx(expected, rel=1e-5)
+        halves = [loss(part)["loss_policy"].item() for part in (td[:2], td[2:])]  # a minibatch of its own each
+        assert sum(halves) / 2 != pytest.approx(expected, rel=1e-2)
+
+
+def test_a_minibatch_of_one_has_no_advantage():
+    td = table_batch()[:1]
+    td[ALIVE] = torch.tensor([[True, False]])
+    assert PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.0, mask=ALIVE, normalize=True)(td)["loss_policy"] == 0
+
+
 @pytest.mark.parametrize("clip", [None, 0.2])
 def test_a_scripted_action_that_the_policy_would_never_take_harms_nothing(clip):
     actor, td = table_actor(), table_batch()

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.testing import assert_close
 
-from suite.modules.normalizer import RunningMoments
+from suite.modules.normalizer import RunningMoments, Scaler, update_scalers
+from suite.specs import ALIVE, OBSERVATION, STATE
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[2] / "golden" / "smpe"
@@ -98,3 +100,55 @@ def test_state_dict_continues_exactly_and_nothing_is_trainable():
         assert not getattr(first, name).requires_grad
     assert not list(first.parameters())
     assert first.count.dtype == torch.float64
+
+
+# ---------------------------------------------------------------------- scaler of inputs
+
+
+def test_a_scaled_input_by_hand():
+    """u = clip((o - m) / sqrt(v + 1e-8), -10, 10): (5 - 1) / 2, (0.5 - 2) / 3, 49 and -50 clipped, and no variance."""
+    scaler = Scaler(3)
+    scaler.moments.mean.copy_(torch.tensor([1.0, 2.0, 7.0]))
+    scaler.moments.var.copy_(torch.tensor([4.0, 9.0, 9e-9]))
+    assert_close(scaler(torch.tensor([[5.0, 0.5, 8.0], [99.0, -148.0, 7.0]])),
+                 torch.tensor([[2.0, -0.5, 0.0], [10.0, -10.0, 0.0]]))
+
+
+def test_scaler_standardises_clips_and_masks_what_never_varies():
+    """A constant c has variance 1e-4 (1 + c^2) / n after n rows, from the start value: padding is known after 1e4."""
+    x = torch.randn(1000, 4) * torch.tensor([2.0, 0.0, 0.0, 5.0]) + torch.tensor([1.0, 0.0, 3.0, 0.0])
+    scaler = Scaler(4)
+    assert scaler.mask.all() and scaler(x).abs().max() == 10
+    for rows, mask in ((9_000, [True] * 4), (11_000, [True, False, True, True]), (101_000, [True, False, False, True])):
+        while scaler.moments.count[0] < rows - 1:
+            scaler.moments.update(x)
+        assert scaler.mask.tolist() == mask
+    out = scaler(x)
+    assert_close(out.mean(0), torch.zeros(4), atol=2e-2, rtol=0)
+    assert_close(out.std(0), torch.tensor([1.0, 0.0, 0.0, 1.0]), atol=2e-2, rtol=0)
+    assert scaler(torch.tensor([1e6, 1e-3, 99.0, -1e6])).tolist() == [10.0, 0.0, 0.0, -10.0]
+
+
+# agent 1 has a single feature: its zeros enter no mean, and its second feature never counts; agent 0 is dead in row 0
+def test_padding_and_the_dead_count_in_no_statistic():
+    unpadded, alive = torch.tensor([[True, True], [True, False]]), torch.tensor([[[False], [True]], [[True], [True]]])
+    scaler = Scaler(2, unpadded)
+    scaler.update(torch.tensor([[[50.0, 50.0], [1.0, 0.0]], [[3.0, 7.0], [5.0, 0.0]]]), alive)
+    assert_close(scaler.moments.mean, torch.tensor([3.0, 7.0]), rtol=1e-4, atol=0)
+    assert scaler.moments.count.tolist() == pytest.approx([3, 1], abs=1e-3)
+    assert scaler.mask.tolist() == [[True, True], [True, False]]
+    assert not scaler(torch.full((5, 2, 2), 9.0))[:, 1, 1].any() and "unpadded" not in scaler.state_dict()
+
+
+def test_scalers_take_in_the_living_and_a_state_where_somebody_lives():
+    """Agents of 1, 3 | 5, (100) | (100, 100): mean 3 of 3; states 10, 20, (999): mean 15 of 2 (the dead)."""
+    batch = TensorDict({OBSERVATION: torch.tensor([[[1.0], [3.0]], [[5.0], [100.0]], [[100.0], [100.0]]])[None],
+                        STATE: torch.tensor([[[10.0], [20.0], [999.0]]]),
+                        ALIVE: torch.tensor([[[True, True], [True, False], [False, False]]])}, [1, 3])
+    scalers = {OBSERVATION: Scaler(1), STATE: Scaler(1)}
+    update_scalers(scalers, batch, mask=ALIVE)
+    for key, mean, count in ((OBSERVATION, 3.0, 3), (STATE, 15.0, 2)):
+        assert scalers[key].moments.mean.item() == pytest.approx(mean, rel=1e-4)
+        assert scalers[key].moments.count.item() == pytest.approx(count, abs=1e-3)
+    update_scalers(scalers, batch, mask=None)
+    assert [scalers[key].moments.count.item() for key in scalers] == pytest.approx([9, 5], abs=1e-3)

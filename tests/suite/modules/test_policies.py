@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from suite.modules import Lowered, make_actor, make_critic
-from suite.modules.policies import CRITIC_HIDDEN, hidden_shapes
+from suite.modules.policies import CRITIC_HIDDEN, hidden_shapes, make_scalers
 from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE
 from tests.batches import make_batch, make_specs
 
@@ -237,3 +237,66 @@ def test_actor_works_with_flat_minibatches_as_in_the_rollout():
     flat = batch.select(*actor.in_keys, ACTION).reshape(-1)
     assert isinstance(flat, TensorDict) and flat.shape == (24,)
     assert_close(actor.get_dist(flat).log_prob(flat[ACTION]), scores.flatten(0, 1))
+
+
+# ---------------------------------------------------------------------- standardised inputs
+
+
+def scalers_of(specs, *, centralized=True):
+    """Means 1 and variances 4, 9, 16 ..., so that (x - 1) / 2, / 3 ... enters the network."""
+    scalers = make_scalers(specs, centralized=centralized)
+    for scaler in scalers.values():
+        scaler.moments.mean.fill_(1.0)
+        scaler.moments.var.copy_(torch.arange(2.0, 2 + len(scaler.moments.var)).square())
+    return scalers
+
+
+def scaled_by_hand(x):
+    return ((x - 1) / torch.arange(2.0, 2 + x.shape[-1])).clamp(-10, 10)
+
+
+@pytest.mark.parametrize("recurrent", [0, 5])
+def test_an_actor_reads_standardised_observations_and_features_as_they_are(recurrent):
+    specs = make_specs("discrete")
+    scaled = actor_of(specs, features={LATENT: 2}, recurrent_dim=recurrent, scalers=scalers_of(specs))
+    plain = actor_of(specs, features={LATENT: 2}, recurrent_dim=recurrent)
+    plain.load_state_dict({name: x for name, x in scaled.state_dict().items() if ".scaler." not in name})
+    batch = make_batch(specs, hidden=recurrent)
+    batch[OBSERVATION] *= 20
+    batch[LATENT] = 30 * torch.randn(*batch.shape, 3, 2)
+    by_hand = batch.clone()
+    by_hand[OBSERVATION] = scaled_by_hand(batch[OBSERVATION])
+    assert (by_hand[OBSERVATION].abs() == 10).any()
+    logits = [actor.get_dist(td.select(*actor.in_keys)).logits for actor, td in ((scaled, batch), (plain, by_hand))]
+    assert_close(*logits)
+    assert not torch.allclose(logits[0], plain.get_dist(batch.select(*plain.in_keys)).logits)
+
+
+@pytest.mark.parametrize(("centralized", "state"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("recurrent", [0, 5])
+def test_a_critic_reads_a_standardised_state_or_standardised_observations(centralized, state, recurrent):
+    specs = make_specs("discrete", state=state)
+    key = STATE if centralized and state else OBSERVATION
+    scalers = scalers_of(specs, centralized=centralized)
+    assert scalers.keys() == {OBSERVATION, key}
+    scaled = critic_of(specs, centralized=centralized, recurrent_dim=recurrent, scalers=scalers)
+    plain = critic_of(specs, centralized=centralized, recurrent_dim=recurrent)
+    plain.load_state_dict({name: x for name, x in scaled.state_dict().items() if ".scaler." not in name})
+    batch = make_batch(specs, hidden=recurrent, critic_rows=1 if centralized else 3)
+    by_hand = batch.clone()
+    by_hand[key] = scaled_by_hand(batch[key])
+    value = scaled(batch.select(*scaled.in_keys))[VALUE]
+    assert_close(value, plain(by_hand.select(*plain.in_keys))[VALUE])
+    assert not torch.allclose(value, plain(batch.select(*plain.in_keys))[VALUE])
+
+
+def test_the_padding_of_an_observation_reaches_no_network():
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True] * 4])
+    specs = make_specs("discrete", state=False, obs_mask=mask)
+    scalers = scalers_of(specs)
+    actor, critic = actor_of(specs, scalers=scalers), critic_of(specs, scalers=scalers)
+    batch = make_batch(specs)
+    other = batch.clone()
+    other[OBSERVATION][..., 1, 2:] = 55.0
+    assert torch.equal(actor.get_dist(batch).logits, actor.get_dist(other).logits)
+    assert torch.equal(critic(batch)[VALUE], critic(other)[VALUE])

@@ -22,7 +22,6 @@ from suite.modules.state_model import (
     JointActions,
     PolicyInput,
     PreviousStep,
-    Scaler,
     StateModel,
     WorldModel,
     others_index,
@@ -200,33 +199,7 @@ def test_the_stored_latent_is_what_the_model_infers_from_the_batch():
     assert batch[LATENT].std() > 0.01
 
 
-# ---------------------------------------------------------------------- statistics and networks
-
-
-def test_scaler_standardises_clips_and_masks_what_never_varies():
-    """A constant c has variance 1e-4 (1 + c^2) / n after n rows, from the start value: padding is known after 1e4."""
-    x = torch.randn(1000, 4) * torch.tensor([2.0, 0.0, 0.0, 5.0]) + torch.tensor([1.0, 0.0, 3.0, 0.0])
-    scaler = Scaler(4)
-    assert scaler.mask.all() and scaler(x).abs().max() == 10
-    for rows, mask in ((9_000, [True] * 4), (11_000, [True, False, True, True]), (101_000, [True, False, False, True])):
-        while scaler.moments.count[0] < rows - 1:
-            scaler.moments.update(x)
-        assert scaler.mask.tolist() == mask
-    out = scaler(x)
-    assert_close(out.mean(0), torch.zeros(4), atol=2e-2, rtol=0)
-    assert_close(out.std(0), torch.tensor([1.0, 0.0, 0.0, 1.0]), atol=2e-2, rtol=0)
-    assert scaler(torch.tensor([1e6, 1e-3, 99.0, -1e6])).tolist() == [10.0, 0.0, 0.0, -10.0]
-
-
-# agent 1 has a single feature: its zeros enter no mean, and its second feature never counts; agent 0 is dead in row 0
-def test_padding_and_the_dead_count_in_no_statistic():
-    unpadded, alive = torch.tensor([[True, True], [True, False]]), torch.tensor([[[False], [True]], [[True], [True]]])
-    scaler = Scaler(2, unpadded)
-    scaler.update(torch.tensor([[[50.0, 50.0], [1.0, 0.0]], [[3.0, 7.0], [5.0, 0.0]]]), alive)
-    assert_close(scaler.moments.mean, torch.tensor([3.0, 7.0]), rtol=1e-4, atol=0)
-    assert scaler.moments.count.tolist() == pytest.approx([3, 1], abs=1e-3)
-    assert scaler.mask.tolist() == [[True, True], [True, False]]
-    assert not scaler(torch.full((5, 2, 2), 9.0))[:, 1, 1].any() and "unpadded" not in scaler.state_dict()
+# ---------------------------------------------------------------------- networks
 
 
 @pytest.mark.parametrize("n", [2, 4])
