@@ -28,16 +28,9 @@ from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
 from suite.modules.normalizer import RunningMoments
+from suite.modules.policy_input import PolicyInput
 from suite.modules.simulator import Simulator
-from suite.modules.state_model import (
-    LATENT,
-    PAST,
-    ActionInputs,
-    OthersActions,
-    PolicyInput,
-    PolicyLatent,
-    StateModel,
-)
+from suite.modules.state_model import LATENT, PAST, ActionInputs, OthersActions, PolicyLatent, StateModel
 from suite.specs import LOGITS, OBSERVATION, PRIVILEGED, REWARD, Specs
 from suite.update import Update
 
