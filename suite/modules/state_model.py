@@ -10,6 +10,7 @@ carried by the collector like the step before; a loss runs whole sequences from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -212,15 +213,23 @@ class ActionModel(nn.Module):
 
 
 class GaussianEncoder(nn.Module):
-    """Mean and clamped log-sigma [..., N, k] of a latent; starts at sigma = 1."""
+    """Mean and log-sigma [..., N, k] of a latent; starts at sigma = 1.
 
-    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int], memory_dim: int = 0):
+    Log-sigma is clamped to [-5, 2], or with ``soft_clamp`` -5 + 3.5 (tanh(raw) + 1): its gradient never ends.
+    """
+
+    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int], memory_dim: int = 0, *,
+                 soft_clamp: bool = False):
         super().__init__()
+        self.soft_clamp = soft_clamp
         self.memory = Memory(in_dim, cells[0], memory_dim) if memory_dim else None
         self.net = mlp(memory_dim or in_dim, 2 * latent_dim, None, cells=cells[1:] if memory_dim else cells,
                        activation="relu", init="orthogonal", out_gain=0.1)
         with torch.no_grad():
             self.net[-1].weight[latent_dim:] = 0
+            if soft_clamp:
+                low, high = LOG_SIGMA
+                self.net[-1].bias[latent_dim:] = math.atanh((high + low) / (low - high))
 
     def remember(self, *inputs: Tensor, valid: Tensor, before: Tensor | None) -> Tensor | None:
         """The memory's state after these inputs, from the one before them; None without a memory."""
@@ -229,7 +238,10 @@ class GaussianEncoder(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Concatenates its inputs; with a memory, its state is the only one."""
         mean, log_sigma = self.net(torch.cat(inputs, -1)).chunk(2, -1)
-        return mean, log_sigma.clamp(*LOG_SIGMA)
+        low, high = LOG_SIGMA
+        if self.soft_clamp:
+            return mean, low + 0.5 * (high - low) * (log_sigma.tanh() + 1)
+        return mean, log_sigma.clamp(low, high)
 
 
 @dataclass
@@ -266,7 +278,7 @@ class StateModel(nn.Module):
 
     def __init__(self, specs: Specs, *, latent_dim: int, cells: Sequence[int], parts: Sequence[str],
                  others: OthersActions, action_inputs: ActionInputs = "prev", memory_dim: int = 0,
-                 grad_to_actions: bool = False, members: int = 1, continues: bool = False):
+                 grad_to_actions: bool = False, members: int = 1, continues: bool = False, soft_clamp: bool = False):
         super().__init__()
         n, d, e = specs.n_agents, specs.obs_dim, specs.action_dim
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
@@ -282,7 +294,8 @@ class StateModel(nn.Module):
             unpadded = torch.cat([specs.obs_mask.new_ones(n, sizes[part]) if part == "moa" else specs.obs_mask
                                   for part in parts], -1)
         self.x_scaler = Scaler(self.x_dim, unpadded)
-        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim)
+        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim,
+                                       soft_clamp=soft_clamp)
         self.register_buffer("ids", torch.eye(n), persistent=False)
         self.keys: list[NestedKey] = [OBSERVATION, *PAST, *(MEMORY if memory_dim else ())]
 
@@ -316,13 +329,23 @@ class StateModel(nn.Module):
                 blocks["wm_residual"] = (u - self.world_model(self.scaler(prev) * valid, joint)[0]) * valid
         return u, torch.cat([blocks[part] for part in self.parts], -1), prediction, state
 
-    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor) -> Inferred:
+    def privileged(self, observation: Tensor, action: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """y [..., N, P D + P E + h]: the others' standardised observations, and, if given, what they do at this step
+        and hidden variables.
+        """
+        seen = [self.scaler(observation)] if action is None else [self.scaler(observation), self.actions.encode(action)]
+        parts = [self.actions.of_others(x).flatten(-2) for x in seen]
+        return torch.cat(parts if hidden is None else [*parts, hidden], -1)
+
+    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor,
+              student_only: bool = False) -> Inferred:
         """Everything known at a step; gradients reach the student, and the action model through its prediction.
 
         ``before``: both states of the memory ahead of the step, if there is one; see `Memory` for sequences.
+        ``student_only``: from the latent they reach nothing else, whatever `grad_to_actions` says.
         """
         u, x, prediction, state = self.raw_features(observation, prev, joint, valid, *before)
-        x = self.x_scaler(x)
+        x = self.x_scaler(x.detach() if student_only else x)
         ids = self.ids.expand(*u.shape[:-1], -1)
         context = torch.cat([self.scaler(prev) * valid, joint, ids, valid], -1)
         if not before:

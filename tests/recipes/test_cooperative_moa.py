@@ -48,7 +48,7 @@ def _first(cfg, part):
     {"rec_target": "y"}, {"rec_target": "xy"}, {"x_parts": "obs"}, {"x_parts": "moa"}, {"x_parts": "wm_residual"},
     {"x_parts": "obs+moa"}, {"kl_direction": "teacher_to_student"}, {"student_pull": 0.8, "teacher_pull": 0.2},
     {"free_bits_dim": 0.1}, {"free_nats": 1.0}, {"actor_inputs": "obs"}, {"actor_inputs": "obs+z+moa"},
-    {"actor_inputs": "obs+moa"}, {"policy_latent": "sample"}, {"policy_latent": "mean_logstd"}, {"critic_z": False},
+    {"actor_inputs": "obs+moa"}, {"policy_latent": "sample"}, {"policy_latent": "mean_logstd"}, {"critic_z": "none"},
     {"others_actions": "own"}, {"huber": True}, {"curiosity": 0.1}, {"alpha_warmup": 0.0},
     {"shuffle_z": True}, {"cvae_grad_to_moa": True}, {"moa_inputs": "prev+obs"},
     {"memory": "gru", "memory_dim": 6}, {"memory": "gru", "memory_dim": 6, "actor_inputs": "obs"},

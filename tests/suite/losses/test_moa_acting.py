@@ -29,7 +29,7 @@ def test_what_actor_and_critic_get(kind, predicted, inputs, latent, width):
     assert loss.features == {LATENT: width} and loss.critic_features is None
     td = make_past_batch(specs, 2, 3)
     assert loss.encoders[0](td)[LATENT].shape == (2, 3, 3, width)
-    assert MOALoss(specs, **SMALL, actor_inputs=inputs, critic_z=False).critic_features == {}
+    assert MOALoss(specs, **SMALL, actor_inputs=inputs, critic_z="none").critic_features == {}
     assert loss.reencode is False
 
 

@@ -57,7 +57,7 @@ def test_the_policy_takes_single_steps_from_the_states_given(shape, with_latent,
     latent, *states = network(*(td[key] for key in network.in_keys))
     single = td.reshape(-1)
     known = model.infer(*(single[key] for key in model.keys))
-    parts = [known.mean] * with_latent + [known.action.softmax(-1).flatten(-2)] * with_actions
+    parts = [known.mean] * with_latent + [known.action.softmax(-1).flatten(-2) * single[PREV_VALID]] * with_actions
     assert_close(latent, torch.cat(parts, -1).unflatten(0, shape))
     for mine, theirs in zip(states, known.memory, strict=True):
         assert torch.equal(mine, theirs.unflatten(0, shape)) and not mine.requires_grad
