@@ -72,8 +72,8 @@ class MOALoss(Loss):
             than a policy learns what it means. The teacher of ``critic_z`` follows likewise.
         ppo_latent: ``stored``: PPO's losses read the latent as it acted; ``recompute``: they compute it from what acts,
             which comes to the same unless that moves in the meantime, by one of the next two (mean, mean_logstd only).
-        rl_grad_to_phi: PPO's losses train the student too, with an Adam of the recipe's rate, as a part ``encoders``;
-            needs ppo_latent=recompute and acting_tau=1.
+        rl_grad_to_phi: PPO's losses train the student too, with an Adam of the recipe's rate, as a part ``encoders``
+            (with joint_update in the steps that it takes anyway); needs ppo_latent=recompute and acting_tau=1.
         joint_update: the models train in PPO's own steps, on its minibatches and epochs, instead of after it (as the
             program of Jaques et al. 2019 does), with rates and clippings of their own; needs held_out=0.
         others_actions: ``all``, ``visible`` (of those in sight, where the task says who that is), or ``own`` where an

@@ -52,7 +52,7 @@ def test_a_gradient_reaches_both_networks():
 
 
 def test_what_is_trained_is_a_part_of_its_own_and_no_submodule():
-    loss, plain, encoder, critic = make(trained=True)
+    loss, _, encoder, critic = make(trained=True)
     assert loss.networks("critic") == {"critic": [critic.weight], ENCODERS: [encoder.weight]}
     assert [id(p) for p in loss.parameters()] == [id(critic.weight)]
     assert make()[0].networks("critic").keys() == {"critic"}

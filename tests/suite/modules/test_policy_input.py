@@ -1,12 +1,12 @@
-"""What the actor reads of the state model: a latent, of steps that may carry a memory, or somebody else's."""
+"""What actor and critic read of the state model: a latent, of steps that may carry a memory, or somebody else's."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from suite.modules.policy_input import PolicyInput
-from suite.modules.state_model import LATENT, PARTS, PAST, PREV_VALID, StateModel
-from suite.specs import OBSERVATION
+from suite.modules.policy_input import TEACHER_LATENT, PolicyInput, TeacherInput
+from suite.modules.state_model import LATENT, PARTS, PAST, PREV_VALID, GaussianEncoder, StateModel
+from suite.specs import ACTION, OBSERVATION, PRIVILEGED
 from tests.batches import make_past_batch, make_specs, shaken
 
 torch.set_num_threads(1)
@@ -71,3 +71,46 @@ def test_a_shuffled_latent_leaves_the_memories_alone():
     rows = torch.cdist(own.flatten(1), other.flatten(1)).argmin(0)
     assert torch.equal(own[rows], other) and not torch.equal(own, other)
     assert all(torch.equal(a, b) for a, b in zip(states, same, strict=True))
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("latent", ["mean", "mean_logstd"])
+@pytest.mark.parametrize("grad_to_actions", [False, True])
+def test_a_gradient_reaches_the_student_and_nothing_else_if_it_learns(latent, grad_to_actions):
+    specs = make_specs("discrete")
+    model, td = make_model(specs, grad_to_actions=grad_to_actions), make_past_batch(specs, 5, 2)
+    inputs = [td[key] for key in model.keys]
+    fixed, learning = (PolicyInput(model, latent, with_actions=True, learns=learns)(*inputs)
+                       for learns in (False, True))
+    assert torch.equal(fixed, learning) and not fixed.requires_grad
+    learning.square().sum().backward()
+    learned = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if name.startswith("student.")}
+    with torch.no_grad():
+        assert not PolicyInput(model, latent, learns=True)(*inputs).requires_grad
+
+
+# ---------------------------------------------------------------------- the teacher's latent
+
+
+@pytest.mark.parametrize("memory_dim", [0, H])
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_the_critic_reads_the_mean_of_a_teacher_that_knows_no_present_action(hidden, memory_dim):
+    specs = make_specs("discrete", hidden_dim=hidden)
+    model, td = make_model(specs, memory_dim=memory_dim), make_past_batch(specs, 4, 6, memory=memory_dim)
+    seen = (specs.n_agents - 1) * specs.obs_dim + hidden
+    teacher = shaken(GaussianEncoder(model.x_dim + model.context_dim + memory_dim + seen, 3, [8]))
+    network = TeacherInput(model, teacher, hidden=bool(hidden))
+    assert network.out_keys == [TEACHER_LATENT] and (PRIVILEGED in network.in_keys) == bool(hidden)
+    assert ACTION not in network.in_keys
+    found = network(*(td[key] for key in network.in_keys))
+    assert found.shape == (4, 6, 3, 3) and not found.requires_grad
+    single = td.reshape(-1)
+    known = model.infer_batch(single)
+    u = model.scaler(single[OBSERVATION])
+    for i, (j, k) in enumerate([(1, 2), (0, 2), (0, 1)]):
+        y = [u[:, j], u[:, k], *([single[PRIVILEGED][:, i]] if hidden else [])]
+        mean, _ = teacher(*(x[:, i] for x in known.student_inputs), *y)
+        assert_close(found.flatten(0, 1)[:, i], mean)

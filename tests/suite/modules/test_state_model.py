@@ -278,6 +278,21 @@ def test_the_encoder_starts_at_one_and_clamps():
     assert encoder.net[-1].bias.grad[3:].tolist() == [0.0, 1.0, 0.0]  # a hard clamp
 
 
+# -5 + 3.5 (tanh(raw) + 1): raw 0 is the middle, and its slope is 3.5 (1 - tanh^2)
+def test_a_soft_clamp_by_hand():
+    encoder = GaussianEncoder(6, 3, [16], soft_clamp=True)
+    start = encoder(torch.randn(5, 6))[1]
+    assert_close(start, torch.zeros(5, 3))  # sigma is 1 here too
+    with torch.no_grad():
+        encoder.net[-1].bias[3:] = torch.tensor([-40.0, 0.0, math.atanh(0.5)])
+    log_sigma = encoder(torch.randn(1, 6))[1]
+    assert_close(log_sigma, torch.tensor([[-5.0, -1.5, 0.25]]))
+    log_sigma.sum().backward()
+    assert_close(encoder.net[-1].bias.grad[3:], torch.tensor([0.0, 3.5, 3.5 * 0.75]))
+    model = make_model(make_specs("discrete"), soft_clamp=True)
+    assert model.student.soft_clamp and not make_model(make_specs("discrete")).student.soft_clamp
+
+
 # ---------------------------------------------------------------------- features and context
 
 
