@@ -13,16 +13,19 @@ from suite.data import FirstRows
 from suite.losses.action_model import ActionModelLoss
 from suite.modules.functional import Divergence
 from suite.modules.normalizer import RunningMoments
+from suite.state_metrics import LEAST_GAP, skill
 
 InfluenceScale = Literal["none", "std"]
+ERRORS = ("ce", "ce_marginal", "ce_floor")
+SHARE = 0.1  # of a batch in the average of the errors
 
 
 class Influence(nn.Module):
     """`ActionModelLoss.influence` [N, T, A, 1], at most ``limit``, times the factors of a schedule.
 
-    It counts from the first batch on on whose held-out environments the model of the others has a skill (moa/skill, of
-    the present policies' predictability) above ``least_skill``; at 0 always. Over the last share ``decay`` of the run
-    it falls linearly to zero.
+    It counts once the model of the others had a skill above ``least_skill`` on held-out environments; at 0 always. That
+    is moa/skill of errors averaged over the latest ten batches or so: of one batch it is mostly noise, which is above
+    any threshold sooner or later. Over the last share ``decay`` of the run the term falls linearly to zero.
 
     Args:
         action_loss, reward_moments: the model, and the statistics of the task's reward; they remain their owner's.
@@ -41,6 +44,8 @@ class Influence(nn.Module):
         self.divergence, self.limit, self.scale, self.held_out = divergence, limit, scale, held_out
         self.least_skill, self.decay, self.share = least_skill, decay, 1.0
         self.register_buffer("active", torch.zeros(()) if least_skill else None)
+        self.register_buffer("errors", torch.zeros(len(ERRORS)) if least_skill else None)
+        self.register_buffer("batches", torch.zeros(()) if least_skill else None)
         self.noted: dict[str, Tensor] = {}
 
     def schedule(self, done: float) -> None:
@@ -62,7 +67,11 @@ class Influence(nn.Module):
         if not out:
             raise ValueError("influence_skill of loss 'moa' is measured on held-out environments: it needs --num-envs "
                              "2")
-        skill = distributed.average(self.action_loss.scores(batch[:-out], batch[-out:])["skill"])
-        self.active.copy_(torch.maximum(self.active, (skill > self.least_skill).to(self.active.dtype)))
-        self.noted = {"influence/active": self.active.clone(), "influence/skill": skill}
+        found = self.action_loss.scores(batch[:-out], batch[-out:])
+        self.batches += 1
+        latest = distributed.average(torch.stack([found[name] for name in ERRORS]).to(self.errors.dtype))
+        self.errors.lerp_(latest, (1 / self.batches).clamp_min(SHARE))
+        reached = skill(*self.errors, least=LEAST_GAP)
+        self.active.copy_(torch.maximum(self.active, (reached > self.least_skill).to(self.active.dtype)))
+        self.noted = {"influence/active": self.active.clone(), "influence/skill": reached}
         return self.active

@@ -78,10 +78,11 @@ def test_influence_trains_on_choices_only():
 
 
 def test_a_schedule_of_influence_trains():
-    scheduled = {"influence_skill": 0.9, "influence_decay": 0.5, "influence_scale": "std", "influence_max": 5.0}
-    trainer = moved(moa(options={"influence": 0.1} | scheduled))
+    scheduled = {"influence_skill": 0.01, "influence_decay": 0.5, "influence_scale": "std", "influence_max": 5.0}
+    trainer = moved(moa(options={"influence": 0.1} | scheduled, frames=200))
     rows = [row for row in trainer.run.rows if "reward/influence" in row]
-    assert all(row["reward/influence"] == row["influence/active"] == 0 and row["influence/skill"] < 0.9 for row in rows)
+    assert len(rows) == 10 and all((row["reward/influence"] > 0) == (row["influence/active"] > 0) for row in rows[1:])
+    assert rows[0]["reward/influence"] == 0 and 0 < rows[-1]["reward/influence"] < rows[4]["reward/influence"]
 
 
 @pytest.mark.parametrize("change", [{}, {"actor_recurrent_dim": 6}, {"fast_collector": False}], ids=str)

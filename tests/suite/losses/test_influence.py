@@ -71,30 +71,41 @@ def test_units_of_the_tasks_reward():
     assert isinstance(loss.influence.reward_moments, RunningMoments) and "influence" not in "".join(loss.state_dict())
 
 
-def skilled(loss, value, monkeypatch):
+def measured(loss, errors, monkeypatch):
+    """Cross-entropies of the model, of the frequencies and of the policies, as if they had been measured."""
     seen = []
 
     def scores(train, held):
         seen.append((len(train), len(held)))
-        return {"skill": torch.tensor(value)}
+        return dict(zip(("ce", "ce_marginal", "ce_floor"), map(torch.tensor, errors), strict=True))
 
     monkeypatch.setattr(loss.action_loss, "scores", scores)
     return seen
 
 
+# the model's errors are averaged with shares 1, 1/2, 1/3, 1/4: 1.5, 1.4, 1.3, 1.4; skill (1.5 - ce) / (1.5 - 1)
 def test_it_waits_for_the_skill_and_then_stays(monkeypatch):
-    loss, td = make(influence_skill=0.2, held_out=0.25)
+    loss, td = make(influence_skill=0.3, held_out=0.25)
     whole = loss.action_loss.influence(td)
-    for value, active in ((0.1, 0), (0.2, 0), (0.3, 1), (-1.0, 1)):
-        seen = skilled(loss, value, monkeypatch)
+    for ce, skill, active in ((1.5, 0.0, 0), (1.3, 0.2, 0), (1.1, 0.4, 1), (1.7, 0.2, 1)):
+        seen = measured(loss, (ce, 1.5, 1.0), monkeypatch)
         assert_close(loss.influence(td), active * whole)
         assert seen == [(6, 2)], "measured on the last environments"
         noted = loss.metrics()
-        assert noted["influence/active"] == active and noted["influence/skill"] == torch.tensor(value)
-    again = make(influence_skill=0.2)[0]
+        assert noted["influence/active"] == active and noted["influence/skill"].item() == pytest.approx(skill, abs=1e-5)
+    again = make(influence_skill=0.3)[0]
     again.load_state_dict(loss.state_dict())
-    skilled(again, 0.0, monkeypatch)
+    measured(again, (1.5, 1.5, 1.0), monkeypatch)
     assert_close(again.influence(td), whole)
+    assert again.influence.batches == 5
+
+
+def test_the_latest_ten_batches_or_so_count(monkeypatch):
+    loss, td = make(influence_skill=0.3)
+    for ce in [1.5] * 30 + [1.0]:
+        measured(loss, (ce, 1.5, 1.0), monkeypatch)
+        loss.influence(td)
+    assert loss.metrics()["influence/skill"].item() == pytest.approx(0.1, abs=1e-5)
 
 
 def test_the_skill_is_that_of_the_predictions():
