@@ -306,7 +306,9 @@ class MOALoss(Loss):
         """One update on the recipe's data, with own epochs, rate, and clipping of each network."""
         if not self.trains:
             return []
-        if not isinstance(data, (Minibatches, Sequences)):
+        unasked = self.options["imagination"] != "none" and self.imagination is None
+        unasked |= self.options["joint_update"] and not self.companion_optimisation
+        if unasked or not isinstance(data, (Minibatches, Sequences)):
             refuse_replay(self.options)
         if self.options["joint_update"]:
             return []

@@ -102,17 +102,17 @@ def refuse_replay(options: dict[str, Any]) -> None:
     """ValueError for what an off-policy algorithm cannot have."""
     those = "mappo, ippo, maa2c or ia2c"
     wrong = {
+        f"imagination of loss 'moa' needs an on-policy algorithm: {those}": options["imagination"] != "none",
+        f"joint_update of loss 'moa' shares the steps of {those}": options["joint_update"],
         f"influence of loss 'moa' reads the distribution of a stochastic policy: use {those}":
             bool(options["influence"]),
-        f"imagination of loss 'moa' needs an on-policy algorithm: {those}": options["imagination"] != "none",
         f"wm_replay of loss 'moa' keeps batches of {those}; an off-policy algorithm replays them anyway: leave it at 0":
             bool(options["wm_replay"]),
         f"memory 'gru' of loss 'moa' learns from sequences of the present policy: use {those}, or leave memory at "
         "'none'": options["memory"] != "none",
         f"ppo_latent 'recompute' of loss 'moa' is of the policy loss of {those}": options["ppo_latent"] != "stored",
         f"critic_z 'teacher_no_action' of loss 'moa' is of the critic of {those}":
-            options["critic_z"] == "teacher_no_action",
-        f"joint_update of loss 'moa' shares the steps of {those}": options["joint_update"]}
+            options["critic_z"] == "teacher_no_action"}
     for sentence, found in wrong.items():
         if found:
             raise ValueError(sentence)

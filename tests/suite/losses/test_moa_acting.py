@@ -85,6 +85,15 @@ def test_each_network_has_its_own_optimiser_and_clipping():
     assert vars(update.data) == vars(Minibatches(3, 6))
 
 
+@pytest.mark.parametrize("options, message", [
+    ({"joint_update": True, "held_out": 0.0}, "joint_update .* shares the steps of mappo"),
+    ({"imagination": "dyna"}, "imagination .* needs an on-policy algorithm")], ids=str)
+def test_what_a_recipe_must_ask_for_is_not_left_out_in_silence(options, message):
+    loss = MOALoss(make_specs("discrete"), **SMALL, **options)
+    with pytest.raises(ValueError, match=message):
+        loss.updates("moa", Minibatches(1), optimizer=None, max_grad_norm=5.0)
+
+
 def test_held_out_environments_are_not_trained_on():
     specs, plain = make_specs("discrete"), []
     for spoil in (False, True):
