@@ -15,6 +15,7 @@ from recipes.running import Parts
 from suite.data import Minibatches, Replay, Sequences
 from suite.distributed import world_size
 from suite.losses import Learner, Loss, MADDPGLoss, MixedQLoss, PolicyLoss, Returns, ValueLoss
+from suite.losses.encoded import ENCODERS
 from suite.losses.off_policy import OffPolicyLoss
 from suite.modules import make_actor, make_critic
 from suite.modules.exploration import EpsilonGreedy, Exploration, GaussianNoise
@@ -46,22 +47,31 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)
     late = cfg.normalize_advantage == "minibatch"  # by the loss
-    own = returns(critic, normalize="none" if late else cfg.normalize_advantage, encoders=aux.encoders if seen else ())
+    encoders = aux.encoders if aux.critic_encoders is None else aux.critic_encoders
+    own = returns(critic, normalize="none" if late else cfg.normalize_advantage, encoders=encoders if seen else ())
     recurrent = cfg.actor_recurrent_dim or cfg.critic_recurrent_dim
     data = (Sequences if recurrent else Minibatches)(cfg.epochs, cfg.minibatch_size)
     losses = {"actor": PolicyLoss(actor, clip=cfg.clip, entropy_coef=cfg.entropy_coef, mask=specs.alive,
                                   controlled=specs.controlled, normalize=late,
                                   critic=critic if cfg.recompute_advantage else None),
               "critic": ValueLoss(critic, clip=cfg.value_clip, kind=cfg.value_loss, mask=specs.alive)}
+    losses = {part: aux.encoded(loss) for part, loss in losses.items()}
     learner = Learner(actor, critic, losses, own, returns, new_critic, team_reward=cfg.team_reward,
                       reward_weights={"task": 1.0} | aux.reward_weights | cfg.reward_weights)
     estimators = [estimator.to(cfg.device) for estimator in (own, *aux.estimators(learner))]
     companions = aux.companions(learner)
-    trained = {part: [loss, *companions.get(part, ())] for part, loss in losses.items()}
+    trained = {part: [loss] for part, loss in losses.items()}
+    for part, more in companions.items():
+        trained.setdefault(part, []).extend(more)
     optimisation = _optimisation(cfg)
     adam = optimisation["optimizer"]
-    rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr)}
-    updates = [Update(cfg.algorithm, trained, data, **optimisation | {"optimizer": rates}),
+    rates = {"actor": adam, "critic": adam if cfg.critic_lr is None else partial(adam, lr=cfg.critic_lr),
+             ENCODERS: adam}
+    limits = dict.fromkeys(rates, cfg.max_grad_norm)
+    for part, (make, limit) in aux.companion_optimisation.items():
+        rates[part], limits[part] = make, limit
+    updates = [Update(cfg.algorithm, trained, data, shared={ENCODERS},
+                      **optimisation | {"optimizer": rates, "max_grad_norm": limits}),
                *aux.updates(cfg.loss, data, **optimisation)]
     policy = TensorDictSequential(*aux.encoders, actor, *taken_action(specs), *aux.recorders)
     scale = partial(update_scalers, scalers, mask=specs.alive if cfg.mask_padding else None)

@@ -81,7 +81,7 @@ def toy(seed: int, *, direction: Direction = "student_to_teacher", memory: bool 
     with torch.no_grad():
         model.x_scaler.moments.update(model.raw_features(*(train[key] for key in model.keys))[1][:, 1:, FOLLOWER])
     for share in _fit(cvae, rows, effort.memory_steps if memory else effort.latent_steps, **options):
-        cvae.alpha = loss.alpha * min(1.0, share / loss.alpha_warmup)
+        cvae.alpha = loss.options["alpha"] * min(1.0, share / loss.options["alpha_warmup"])
     test = toy_batch(data, loss)
     goal = data.goal[:, None, None].expand(*test.shape, 2)
     counts = test[PREV_VALID].squeeze(-1) > 0

@@ -13,6 +13,13 @@ from suite.modules.functional import influence as influence_of
 from suite.modules.gaussian import nll, weighted_mean
 from suite.modules.state_model import ACTION_MEMORY, PAST, Inferred, StateModel
 from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
+from suite.state_metrics import (
+    action_frequencies,
+    action_moments,
+    action_prediction,
+    categorical_entropy,
+    continuous_action_prediction,
+)
 
 
 class ActionModelLoss(Loss):
@@ -67,6 +74,28 @@ class ActionModelLoss(Loss):
         right = (prediction.detach().argmax(-1) == target).to(weight.dtype)
         return TensorDict({"loss_moa": self.coef * weighted_mean(error, weight),
                            "accuracy": weighted_mean(right, weight)})
+
+    @torch.no_grad()
+    def scores(self, train: TensorDictBase, held: TensorDictBase) -> dict[str, Tensor]:
+        """How well the others' actions in ``held`` [n, T] are predicted, see `suite.state_metrics`, as 0-d tensors.
+
+        ``train`` gives the frequencies of the baselines; ``skill`` needs the logits of the policy that acted.
+        """
+        target, weight, before = self.targets(held), self.weights(held), self.targets(train)
+        previous = torch.cat([target[:, :1], target[:, :-1]], 1)  # unused where the past is not valid
+        if not self.discrete:
+            marginal = action_moments(before, self.weights(train))
+            return continuous_action_prediction(self.predict(held), target, weight, marginal=marginal,
+                                                previous=previous)
+        entropy = None
+        if LOGITS in held.keys(True):
+            entropy = categorical_entropy(held[LOGITS])
+            if self.controlled is not None:  # a script is sure of itself
+                entropy = entropy * held[self.controlled]
+            entropy = self._of_others(entropy)
+        frequencies = action_frequencies(before, self.model.actions.dim, self.weights(train))
+        return action_prediction(self.predict(held), target, weight, frequencies=frequencies, previous=previous,
+                                 entropy=entropy)
 
     def networks(self, part: str) -> dict[str, list]:
         """The model of other agents."""

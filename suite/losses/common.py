@@ -52,8 +52,12 @@ class Loss(LossModule):
         recorders: TensorDictModules to run after the actor, to hand on to the next step what the encoders read there.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
         critic_features: those of them that the critic reads; None: all.
+        critic_encoders: what writes the features of the critic; None: `encoders`. Others never act: the loss writes
+            those of a batch itself, in `receive`, and estimators run them at the next observations.
         reencode: run the encoders over each batch again before rewards and updates, so that these see the present
             encoder instead of the one that acted (the A2C programs that recompute their policy inputs do).
+        companion_optimisation: {part: (function of parameters that makes an optimiser, clipping)} of the parts that
+            `companions` adds to those of the recipe.
         reward_keys: what `reward_terms` reads of the policy's distribution parameters, which are else not stored.
         reward_weights: default weight of each reward term.
     """
@@ -66,7 +70,9 @@ class Loss(LossModule):
         self.recorders: list = []
         self.features: dict[NestedKey, int] = {}
         self.critic_features: dict[NestedKey, int] | None = None
+        self.critic_encoders: list | None = None
         self.reencode = False
+        self.companion_optimisation: dict[str, tuple[Callable, float | None]] = {}
         self.reward_keys: list[NestedKey] = []
         self.reward_weights: dict[str, float] = {}
 
@@ -81,8 +87,15 @@ class Loss(LossModule):
         """Return estimators of the loss's own, run on each batch after the recipe's; on-policy recipes ask once."""
         return []
 
+    def encoded(self, loss: Loss) -> Loss:
+        """A policy or value loss of the recipe as it reads this one's features: as stored, or see `Encoded`."""
+        return loss
+
     def companions(self, learner: Learner) -> dict[str, list[Loss]]:
-        """{part: losses} that train the recipe's networks in the very steps of its update; asked after `estimators`."""
+        """{part: losses} that train the recipe's networks, or others, in the very steps of its update.
+
+        Asked after `estimators`; for parts of their own see ``companion_optimisation``.
+        """
         return {}
 
     def metrics(self) -> dict[str, Tensor]:

@@ -48,7 +48,8 @@ class CVAELoss(Loss):
       student fixed; without a teacher: KL(student || N(0, 1)).
     - The teacher also sees y, what the others see and do at this step and the task's hidden variables, and
       reconstructs x and y from its own latent, the actions with weight ``action_coef``; it exists in training only.
-      It has no memory of its own, but sees the state of the student's, held fixed.
+      It has no memory of its own, but sees the state of the student's, held fixed. ``action_in_y`` False leaves what
+      the others do out of y.
 
     Means run over steps with a valid past and living agents, and as to the others, over those alive as well (for the
     teacher over pairs of both, as in `ActionModelLoss`); padding belongs to none. Gradients reach student, decoders and
@@ -66,41 +67,42 @@ class CVAELoss(Loss):
                  beta_teacher: float = 0.03, rec_coef: float = 1.0, teacher_coef: float = 1.0,
                  kl_direction: Direction = "student_to_teacher", kl_weights: tuple[float, float] = (1.0, 0.0),
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x",
-                 use_teacher: bool = True, action_coef: float = 0.1):
-        optional = (specs.alive, PRIVILEGED if specs.hidden_dim else None)
-        super().__init__([*model.keys, ACTION, *(key for key in optional if key)])
-        n, d, e, h = specs.n_agents, specs.obs_dim, specs.action_dim, specs.hidden_dim
+                 use_teacher: bool = True, action_coef: float = 0.1, action_in_y: bool = True,
+                 soft_clamp: bool = False):
+        optional = (ACTION if action_in_y else None, specs.alive, PRIVILEGED if specs.hidden_dim else None)
+        super().__init__([*model.keys, *(key for key in optional if key)])
+        n, d, e, h = specs.n_agents, specs.obs_dim, action_in_y * specs.action_dim, specs.hidden_dim
         self.model, self.alive, self.hidden, self.discrete = model, specs.alive, bool(h), specs.discrete
         self.alpha, self.beta_teacher = alpha, beta_teacher
         self.kl_weights, self.kl_direction = kl_weights, kl_direction
         self.rec_coef, self.teacher_coef, self.action_coef = rec_coef, teacher_coef, action_coef
         self.free = dict(per_dim=free_bits_dim, total=free_nats)
         self.rec_target, self.shape = rec_target, (n - 1, d, e, h)
-        self._register_padding(model, n, d)
+        self._register_padding(model, n, d, specs.action_dim)
         y_dim = (n - 1) * (d + e) + h
         sizes = {"x": model.x_dim, "y": y_dim, "xy": model.x_dim + y_dim}
         self.decoder = Decoder(n, latent_dim, sizes[rec_target], cells)
         self.teacher = self.teacher_decoder = None
         if use_teacher:
             in_dim = model.x_dim + model.context_dim + model.memory_dim + y_dim
-            self.teacher = GaussianEncoder(in_dim, latent_dim, cells)
+            self.teacher = GaussianEncoder(in_dim, latent_dim, cells, soft_clamp=soft_clamp)
             self.teacher_decoder = Decoder(n, latent_dim, sizes["xy"], cells)
 
-    def _register_padding(self, model: StateModel, n: int, d: int) -> None:
-        """``action_mask`` bool [N, P, E] and ``x_mask`` bool [N, X]: False where another's action is padded."""
+    def _register_padding(self, model: StateModel, n: int, d: int, e: int) -> None:
+        """``action_mask`` bool [N, P, E], as far as y has actions, and ``x_mask`` bool [N, X]: False where another's
+        action is padded.
+        """
         known = model.action_model.unpadded
-        known = torch.ones(n, n - 1, self.shape[2], dtype=torch.bool) if known is None else known
+        known = torch.ones(n, n - 1, e, dtype=torch.bool) if known is None else known
         predicted = (known if self.discrete else torch.cat([known, known], -1)).flatten(1)  # mean and log-sigma
         x_mask = torch.cat([predicted if part == "moa" else known.new_ones(n, d) for part in model.parts], -1)
-        self.register_buffer("action_mask", known, persistent=False)
+        self.register_buffer("action_mask", known[..., :self.shape[2]], persistent=False)
         self.register_buffer("x_mask", x_mask, persistent=False)
 
     def privileged(self, td: TensorDictBase) -> Tensor:
-        """y [..., N, P D + P E + h]: the others' standardised observations and present actions, hidden variables."""
-        actions = self.model.actions
-        parts = [actions.of_others(x).flatten(-2) for x in (self.model.scaler(td[OBSERVATION]),
-                                                            actions.encode(td[ACTION]))]
-        return torch.cat([*parts, td[PRIVILEGED]] if self.hidden else parts, -1)
+        """y of a step; see `StateModel.privileged`."""
+        return self.model.privileged(td[OBSERVATION], td[ACTION] if self.shape[2] else None,
+                                     td[PRIVILEGED] if self.hidden else None)
 
     def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:
         """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats. ``known`` if it was inferred already."""

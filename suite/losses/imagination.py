@@ -310,7 +310,7 @@ def check_imagination(options: dict[str, Any]) -> None:
              "memory='gru' (imagined steps have none)": options["memory"] != "none",
              "an untrained state model (actor_inputs obs+past, obs+hidden)": options["actor_inputs"] in (
                  "obs+past", "obs+hidden")}
-    _refuse(kind, wrong)
+    refuse(f"imagination {kind!r}", wrong)
 
 
 def check_learner(kind: str, specs: Specs, previous_keys: Sequence[NestedKey], learner: Learner) -> None:
@@ -324,10 +324,11 @@ def check_learner(kind: str, specs: Specs, previous_keys: Sequence[NestedKey], l
              f"what this task says of each step, {sorted(set(previous_keys) - {ACTION})}": len(previous_keys) > 1,
              f"the reward terms {shaped}, which are not predicted": bool(shaped),
              "--recompute-advantage": kind == "decentralised" and ADVANTAGE not in learner.losses["actor"].in_keys}
-    _refuse(kind, wrong)
+    refuse(f"imagination {kind!r}", wrong)
 
 
-def _refuse(kind: str, wrong: dict[str, bool]) -> None:
+def refuse(what: str, wrong: dict[str, bool]) -> None:
+    """ValueError for the first that is found of what an option of `MOALoss` does not go with."""
     for name, found in wrong.items():
         if found:
-            raise ValueError(f"imagination {kind!r} of loss 'moa' does not go with {name}")
+            raise ValueError(f"{what} of loss 'moa' does not go with {name}")

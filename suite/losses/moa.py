@@ -7,6 +7,7 @@ loss. PPO's value V(s, z) and policy pi(a | o, z) read the latent as it acted.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,25 +20,28 @@ from suite import distributed
 from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, Replay, Sequences
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
-from suite.losses.curiosity import Curiosity, Scale
+from suite.losses.curiosity import TERMS, Curiosity, Scale
 from suite.losses.cvae import CVAELoss, Target
+from suite.losses.encoded import Encoded
 from suite.losses.imagination import DecentralisedDyna, Dyna, Imagination, Kind, ValueExpansion, check_learner
+from suite.losses.influence import Influence, InfluenceScale
 from suite.losses.moa_metrics import measure
-from suite.losses.moa_options import CONTROLS, ActorInputs, MemoryKind, check_options
+from suite.losses.moa_options import (
+    CONTROLS,
+    ActorInputs,
+    CriticLatent,
+    MemoryKind,
+    PPOLatent,
+    check_options,
+    refuse_replay,
+)
 from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
 from suite.modules.normalizer import RunningMoments
+from suite.modules.policy_input import TEACHER_LATENT, PolicyInput, TeacherInput
 from suite.modules.simulator import Simulator
-from suite.modules.state_model import (
-    LATENT,
-    PAST,
-    ActionInputs,
-    OthersActions,
-    PolicyInput,
-    PolicyLatent,
-    StateModel,
-)
+from suite.modules.state_model import LATENT, PAST, ActionInputs, OthersActions, PolicyLatent, StateModel
 from suite.specs import LOGITS, OBSERVATION, PRIVILEGED, REWARD, Specs
 from suite.update import Update
 
@@ -46,7 +50,8 @@ class MOALoss(Loss):
     """The whole family as one state-modelling loss; see the module's text and the three losses it is made of.
 
     The latent is a feature of actor and critic, stored when it acts (``reencode`` False), so PPO's ratio is exact. It
-    trains after PPO on the same batch, with one Adam and one clipping per network; statistics move afterwards.
+    trains after PPO on the same batch, with one Adam and one clipping per network; statistics move afterwards. No
+    gradient of PPO reaches the models, but with ``rl_grad_to_phi`` the student.
 
     Args:
         latent_dim: size of z. num_cells, depth: hidden layers of every network.
@@ -54,15 +59,23 @@ class MOALoss(Loss):
         alpha, alpha_warmup: weight of the KL, reached linearly after that share of the run.
         beta_teacher, teacher_action_coef: see `CVAELoss`. kl_direction, student_pull, teacher_pull, free_bits_dim,
             free_nats: of the KL; the pulls are its two weights.
-        rec_target: ``x``, ``y`` or ``xy``. use_teacher: False aligns to N(0, 1).
+        rec_target: ``x``, ``y`` or ``xy``. use_teacher: False aligns to N(0, 1). soft_clamp: log-sigma of student and
+            teacher by a tanh instead of a clamp, see `GaussianEncoder`.
         x_parts: blocks of the features, joined by "+": obs, moa, wm_residual.
         actor_inputs: ``obs``, ``obs+z``, ``obs+z+moa``, ``obs+moa``; controls without any model: ``obs+past`` (what the
             models read, as it is) and ``obs+hidden`` (the task's hidden variables: an oracle).
         policy_latent: ``mean``, ``sample`` or ``mean_logstd``. shuffle_z: give every environment another's latent.
-        critic_z: False keeps the latent from the critic.
+        critic_z: what latent the critic reads: the ``student``'s, ``none``, or ``teacher_no_action``, that of the
+            teacher, which then does not see what the others do at this step (nor is that part of y).
         acting_tau: what acts is a copy of the models, which moves by this share towards them after each iteration (the
             k-th by at least 1/k); 1: no copy. Trained models move a latent by half its spread in an iteration, faster
-            than a policy learns what it means.
+            than a policy learns what it means. The teacher of ``critic_z`` follows likewise.
+        ppo_latent: ``stored``: PPO's losses read the latent as it acted; ``recompute``: they compute it from what acts,
+            which comes to the same unless that moves in the meantime, by one of the next two (mean, mean_logstd only).
+        rl_grad_to_phi: PPO's losses train the student too, with an Adam of the recipe's rate, as a part ``encoders``
+            (with joint_update in the steps that it takes anyway); needs ppo_latent=recompute and acting_tau=1.
+        joint_update: the models train in PPO's own steps, on its minibatches and epochs, instead of after it (as the
+            program of Jaques et al. 2019 does), with rates and clippings of their own; needs held_out=0.
         others_actions: ``all``, ``visible`` (of those in sight, where the task says who that is), or ``own`` where an
             agent cannot see what the others did. train_moa_only_when_visible: learn of those in sight only.
         memory, memory_dim: ``gru`` gives the model of the others and the student a memory of that size each (on-policy
@@ -73,8 +86,10 @@ class MOALoss(Loss):
         curiosity, disagreement, latent_surprise: weights of the reward terms of `Curiosity`. curiosity_scale: ``none``
             pays the world model's error as it is, ``std`` divides it by its running deviation first.
         influence: weight of the reward term, how much an agent's action moves the others' predicted next actions
-            (discrete actions; clipped at 10), as `ActionModelLoss.influence` measures it with influence_divergence,
-            ``kl`` or ``jsd``.
+            (discrete actions; clipped at influence_max), as `ActionModelLoss.influence` measures it with
+            influence_divergence, ``kl`` or ``jsd``. influence_skill: what moa/skill must have exceeded once,
+            influence_decay: share of the run, at its end, over which it falls to 0, influence_scale: ``std`` counts in
+            deviations of the task's reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
         ensemble: world models, whose mean predicts. continue_head: they also predict whether the episode goes on.
         symlog_reward, shared_reward: see `WorldModelLoss`. wm_replay: that many batches before the present one train
             the world model too, in steps of their own.
@@ -94,31 +109,34 @@ class MOALoss(Loss):
                  teacher_coef: float = 1.0, alpha: float = 0.03, alpha_warmup: float = 0.2, beta_teacher: float = 0.03,
                  kl_direction: Direction = "student_to_teacher", student_pull: float = 1.0, teacher_pull: float = 0.0,
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x", use_teacher: bool = True,
-                 teacher_action_coef: float = 0.1,
+                 teacher_action_coef: float = 0.1, soft_clamp: bool = False,
                  x_parts: str = "obs+moa+wm_residual", actor_inputs: ActorInputs = "obs+z",
-                 policy_latent: PolicyLatent = "mean", critic_z: bool = True, acting_tau: float = 0.05,
+                 policy_latent: PolicyLatent = "mean", critic_z: CriticLatent = "student", acting_tau: float = 0.05,
+                 ppo_latent: PPOLatent = "stored", rl_grad_to_phi: bool = False, joint_update: bool = False,
                  others_actions: OthersActions = "all",
                  lr: float = 5e-4, epochs: int = 3, max_grad_norm: float = 1.0, huber: bool = False,
                  curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.125,
                  memory: MemoryKind = "none", memory_dim: int = 128, memory_chunk: int = 0,
-                 influence_divergence: Divergence = "kl", train_moa_only_when_visible: bool = False,
+                 influence_divergence: Divergence = "kl", influence_max: float = 10.0, influence_skill: float = 0.0,
+                 influence_decay: float = 0.0, influence_scale: InfluenceScale = "none",
+                 train_moa_only_when_visible: bool = False,
                  cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev",
                  ensemble: int = 1, disagreement: float = 0.0, latent_surprise: float = 0.0,
                  curiosity_scale: Scale = "none", continue_head: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False, wm_replay: int = 0, imagination: Kind = "none", horizon: int = 3,
                  imagination_mix: float = 0.5, imagination_weight: float = 0.25, imagination_every: int = 1,
                  imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
-        check_options(specs, {name: value for name, value in locals().items() if name in self.option_names()})
+        options = {name: value for name, value in locals().items() if name in self.option_names()}
+        check_options(specs, options)
         super().__init__()
-        self.lr, self.epochs, self.max_grad_norm = lr, epochs, max_grad_norm
-        self.alpha, self.alpha_warmup, self.total_frames, self.frames = alpha, alpha_warmup, 0, 0
+        self.specs, self.options, self.held_out, self.acting_tau = specs, options, held_out, acting_tau
+        self.total_frames = self.frames = self.iterations = 0
         cells = [num_cells] * depth
         self.model = StateModel(specs, latent_dim=latent_dim, cells=cells, parts=x_parts.split("+"),
                                 others=others_actions, action_inputs=moa_inputs, grad_to_actions=cvae_grad_to_moa,
                                 memory_dim=memory_dim if memory == "gru" else 0, members=ensemble,
-                                continues=continue_head)
-        self.acting_tau, self.iterations = acting_tau, 0
-        self.acting = self.model if acting_tau == 1 else copy.deepcopy(self.model).requires_grad_(False)
+                                continues=continue_head, soft_clamp=soft_clamp)
+        self.acting = self._acting_copy(self.model)
         self.reward_moments = RunningMoments((1,))
         self.action_loss = ActionModelLoss(specs, self.model, coef=moa_coef, only_visible=train_moa_only_when_visible)
         self.world_loss = WorldModelLoss(specs, self.model, torch.ones(()), obs_coef=obs_coef, reward_coef=reward_coef,
@@ -127,26 +145,32 @@ class MOALoss(Loss):
                                   rec_coef=cvae_coef, teacher_coef=teacher_coef, beta_teacher=beta_teacher,
                                   kl_direction=kl_direction, kl_weights=(student_pull, teacher_pull),
                                   free_bits_dim=free_bits_dim, free_nats=free_nats, rec_target=rec_target,
-                                  use_teacher=use_teacher, action_coef=teacher_action_coef)
-        self.cvae_coef = cvae_coef
+                                  use_teacher=use_teacher, action_coef=teacher_action_coef, soft_clamp=soft_clamp,
+                                  action_in_y=critic_z != "teacher_no_action")
         self.in_keys = list(dict.fromkeys(key for loss in self._losses() for key in loss.in_keys))
-        paid = {"curiosity": curiosity, "disagreement": disagreement, "latent_surprise": latent_surprise}
-        self.reward_weights = {name: weight for name, weight in (*paid.items(), ("influence", influence)) if weight}
-        self.curiosity = Curiosity(self.reward_weights, self.model, self.world_loss, scale=curiosity_scale,
-                                   alive=specs.alive)
-        self.reward_keys = [LOGITS] if specs.discrete else []
-        self.specs, self.held_out = specs, held_out
-        self.imagining = dict(kind=imagination, horizon=horizon, mix=imagination_mix, least_skill=imagination_skill,
-                              least_reward_skill=imagination_reward_skill,
-                              experience=dict(weight=imagination_weight, every=imagination_every))
+        self._pay(options)
         self.__dict__["imagination"] = None  # made by `estimators`; it is no part of this loss
-        self.memory_chunk, self.influence_divergence, self.wm_replay = memory_chunk, influence_divergence, wm_replay
-        self._feed(specs, latent_dim, actor_inputs, policy_latent, shuffle_z)
-        if not critic_z:
-            self.critic_features = {}
+        self._feed_actor(options)
+        self._feed_critic(options)
 
-    def _feed(self, specs: Specs, latent_dim: int, actor_inputs: str, latent: PolicyLatent, shuffle: bool) -> None:
-        """What actor and critic get, and what is handed on to the next step."""
+    def _acting_copy(self, network: nn.Module) -> nn.Module:
+        """The network itself, or what follows it slowly."""
+        return network if self.acting_tau == 1 else copy.deepcopy(network).requires_grad_(False)
+
+    def _pay(self, options: dict[str, Any]) -> None:
+        """Reward terms."""
+        self.reward_weights = {name: options[name] for name in (*TERMS, "influence") if options[name]}
+        self.curiosity = Curiosity(self.reward_weights, self.model, self.world_loss, scale=options["curiosity_scale"],
+                                   alive=self.specs.alive)
+        self.influence = Influence(self.action_loss, self.reward_moments, held_out=self.held_out,
+                                   divergence=options["influence_divergence"], limit=options["influence_max"],
+                                   least_skill=options["influence_skill"], decay=options["influence_decay"],
+                                   scale=options["influence_scale"])
+        self.reward_keys = [LOGITS] if self.specs.discrete else []
+
+    def _feed_actor(self, options: dict[str, Any]) -> None:
+        """What the actor gets, and what is handed on to the next step."""
+        specs, actor_inputs, latent = self.specs, options["actor_inputs"], options["policy_latent"]
         self.recorders = [TensorDictModule(self.model.previous, in_keys=[OBSERVATION, *self.model.previous.keys],
                                            out_keys=[("next", *key) for key in PAST])]
         self.trains = actor_inputs not in CONTROLS
@@ -157,14 +181,25 @@ class MOALoss(Loss):
             self.features = past if actor_inputs == "obs+past" else {PRIVILEGED: specs.hidden_dim}
             return
         with_latent, with_actions = "z" in actor_inputs, actor_inputs.endswith("moa")
-        width = with_latent * latent_dim * (2 if latent == "mean_logstd" else 1)
+        width = with_latent * options["latent_dim"] * (2 if latent == "mean_logstd" else 1)
         width += with_actions * (specs.n_agents - 1) * specs.action_dim * (1 if specs.discrete else 2)
         if width or self.model.memory_dim:  # a memory runs also where nobody reads what it makes
             network = PolicyInput(self.acting, latent, with_actions=with_actions, with_latent=with_latent or not width,
-                                  shuffle=shuffle)
+                                  shuffle=options["shuffle_z"], learns=options["rl_grad_to_phi"])
             self.__dict__["input"] = network
             self.encoders = [TensorDictModule(network, in_keys=network.in_keys, out_keys=network.out_keys)]
         self.features = {LATENT: width} if width else {}
+
+    def _feed_critic(self, options: dict[str, Any]) -> None:
+        """What the critic gets, if that is something else."""
+        self.acting_teacher = None
+        if options["critic_z"] == "none":
+            self.critic_features = {}
+        elif options["critic_z"] == "teacher_no_action":
+            self.acting_teacher = self._acting_copy(self.cvae_loss.teacher)
+            network = TeacherInput(self.acting, self.acting_teacher, hidden=bool(self.specs.hidden_dim))
+            self.critic_encoders = [TensorDictModule(network, in_keys=network.in_keys, out_keys=network.out_keys)]
+            self.critic_features = {TEACHER_LATENT: options["latent_dim"]}
 
     def _losses(self) -> tuple[Loss, Loss, Loss]:
         return self.action_loss, self.world_loss, self.cvae_loss
@@ -178,24 +213,27 @@ class MOALoss(Loss):
     # ------------------------------------------------------------------ statistics, schedule, reward
 
     def plan(self, frames: int) -> list[str]:
-        """The ramp of alpha needs the length; no warnings."""
+        """The schedules need the length; no warnings."""
         self.total_frames = frames
         return []
 
     def receive(self, batch: TensorDictBase) -> None:
-        """Keep the task's reward as it is, before any shaping; set alpha."""
+        """Keep the task's reward as it is, before any shaping, write what only the critic reads; set the schedules."""
         batch[TASK_REWARD] = batch["next", *REWARD].clone()
-        ramp = self.alpha_warmup * self.total_frames
-        self.cvae_loss.alpha = self.cvae_coef * self.alpha * min(1.0, self.frames / ramp if ramp else 1.0)
+        for encoder in self.critic_encoders or ():
+            encoder(batch)
+        ramp = self.options["alpha_warmup"] * self.total_frames
+        share = min(1.0, self.frames / ramp if ramp else 1.0)
+        self.cvae_loss.alpha = self.options["cvae_coef"] * self.options["alpha"] * share
+        self.influence.schedule(self.frames / self.total_frames if self.total_frames else 0.0)
         self.frames += batch.numel() * distributed.world_size()
 
     @torch.no_grad()
     def reward_terms(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """The terms of `Curiosity`, and ``influence``: see the class."""
+        """The terms of `Curiosity` and of `Influence`."""
         out = self.curiosity(batch)
         if "influence" in self.reward_weights:
-            moved = self.action_loss.influence(batch, divergence=self.influence_divergence)
-            out["influence"] = moved.clamp_max(10.0)
+            out["influence"] = self.influence(batch)
         return out
 
     @torch.no_grad()
@@ -211,33 +249,49 @@ class MOALoss(Loss):
         self.iterations += 1
         if self.input is not None:
             self.input.turn()
-        if self.acting is not self.model:
-            share = max(self.acting_tau, 1 / self.iterations)
-            torch._foreach_lerp_(list(self.acting.parameters()), list(self.model.parameters()), share)
-            torch._foreach_copy_(list(self.acting.buffers()), list(self.model.buffers()))
+        share = max(self.acting_tau, 1 / self.iterations)
+        for slow, fast in ((self.acting, self.model), (self.acting_teacher, self.cvae_loss.teacher)):
+            if slow is not None and slow is not fast:
+                torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), share)
+                if buffers := list(slow.buffers()):
+                    torch._foreach_copy_(buffers, list(fast.buffers()))
 
     # ------------------------------------------------------------------ imagination
 
     def estimators(self, learner: Learner) -> list[Imagination]:
         """What imagines on each batch, after the recipe's estimates."""
-        options = dict(self.imagining)
-        kind, mix, experience = (options.pop(name) for name in ("kind", "mix", "experience"))
+        options, kind = self.options, self.options["imagination"]
         if kind == "none":
             return []
         check_learner(kind, self.specs, self.model.previous.keys, learner)
         simulator = Simulator(self.model, self.encoders, learner.actor, self.world_loss.unscaled)
-        make = {"expand": partial(ValueExpansion, mix=mix), "dyna": partial(Dyna, **experience),
+        experience = dict(weight=options["imagination_weight"], every=options["imagination_every"])
+        make = {"expand": partial(ValueExpansion, mix=options["imagination_mix"]), "dyna": partial(Dyna, **experience),
                 "decentralised": partial(DecentralisedDyna, action_loss=self.action_loss, **experience)}[kind]
-        self.__dict__["imagination"] = make(simulator, self.world_loss, learner, held_out=self.held_out, **options)
+        self.__dict__["imagination"] = make(
+            simulator, self.world_loss, learner, held_out=self.held_out, horizon=options["horizon"],
+            least_skill=options["imagination_skill"], least_reward_skill=options["imagination_reward_skill"])
         return [self.imagination]
 
-    def companions(self, learner: Learner) -> dict[str, list[Loss]]:
-        """The recipe's losses on imagined experience."""
-        return {} if self.imagination is None else self.imagination.companions()
-
     def metrics(self) -> dict[str, Tensor]:
-        """Whether imagination counts, and the skills that decide it."""
-        return {} if self.imagination is None else self.imagination.noted
+        """Whether imagination and influence count, and the skills that decide it."""
+        return self.influence.noted | ({} if self.imagination is None else self.imagination.noted)
+
+    # ------------------------------------------------------------------ in the recipe's update
+
+    def encoded(self, loss: Loss) -> Loss:
+        """With ``ppo_latent`` "recompute", a loss of the recipe that reads the latent makes it itself."""
+        if self.options["ppo_latent"] == "stored" or LATENT not in loss.in_keys:
+            return loss
+        apart = self.options["rl_grad_to_phi"] and not self.options["joint_update"]  # else they are trained here anyway
+        return Encoded(loss, self.encoders, self.model.student.parameters() if apart else ())
+
+    def companions(self, learner: Learner) -> dict[str, list[Loss]]:
+        """The recipe's losses on imagined experience, or with ``joint_update`` this one."""
+        if self.options["joint_update"]:
+            self.companion_optimisation = dict.fromkeys(self.networks("moa"), self._optimisation())
+            return {"moa": [self]}
+        return {} if self.imagination is None else self.imagination.companions()
 
     # ------------------------------------------------------------------ training
 
@@ -252,16 +306,21 @@ class MOALoss(Loss):
         """One update on the recipe's data, with own epochs, rate, and clipping of each network."""
         if not self.trains:
             return []
-        if "influence" in self.reward_weights and not isinstance(data, (Minibatches, Sequences)):
-            raise ValueError("influence of loss 'moa' reads the distribution of a stochastic policy: use mappo, ippo, "
-                             "maa2c or ia2c")
-        if self.imagining["kind"] != "none" and self.imagination is None:
-            raise ValueError("imagination of loss 'moa' needs an on-policy algorithm: mappo, ippo, maa2c or ia2c")
-        own = {"optimizer": partial(torch.optim.Adam, lr=self.lr, eps=1e-5, fused=True),
-               "max_grad_norm": self.max_grad_norm}
-        present = self._in_order(data.with_epochs(self.epochs))
+        unasked = self.options["imagination"] != "none" and self.imagination is None
+        unasked |= self.options["joint_update"] and not self.companion_optimisation
+        if unasked or not isinstance(data, (Minibatches, Sequences)):
+            refuse_replay(self.options)
+        if self.options["joint_update"]:
+            return []
+        own = dict(zip(("optimizer", "max_grad_norm"), self._optimisation(), strict=True))
+        present = self._in_order(data.with_epochs(self.options["epochs"]))
         update = Update(name, {"moa": self}, self._without_held_out(present), **optimisation | own)
-        return [update, self._again(update, data, optimisation | own)] if self.wm_replay else [update]
+        return [update, self._again(update, data, optimisation | own)] if self.options["wm_replay"] else [update]
+
+    def _optimisation(self) -> tuple[Callable, float]:
+        """Optimiser and clipping of each network."""
+        adam = partial(torch.optim.Adam, lr=self.options["lr"], eps=1e-5, fused=True)
+        return adam, self.options["max_grad_norm"]
 
     def _without_held_out(self, data: DataSource) -> DataSource:
         if isinstance(data.owner, Replay):
@@ -270,10 +329,7 @@ class MOALoss(Loss):
 
     def _again(self, update: Update, data: DataSource, optimisation: dict[str, Any]) -> Update:
         """The world model on earlier batches, with the optimiser that it has, in steps of its own."""
-        if not isinstance(data, (Minibatches, Sequences)):
-            raise ValueError("wm_replay of loss 'moa' keeps batches of mappo, ippo, maa2c or ia2c; an off-policy "
-                             "algorithm replays them anyway: leave it at 0")
-        earlier = PreviousBatches(Minibatches(self.epochs, data.size), self.wm_replay)
+        earlier = PreviousBatches(Minibatches(self.options["epochs"], data.size), self.options["wm_replay"])
         mine = {"optimizer": {"world_model": update.optimizers["world_model"]}}
         return Update(f"{update.name}_replay", {"world_model": self.world_loss}, self._without_held_out(earlier),
                       shared={"world_model"}, **optimisation | mine)
@@ -282,11 +338,8 @@ class MOALoss(Loss):
         """The same frames as sequences, if there is a memory."""
         if not self.model.memory_dim:
             return data
-        if not isinstance(data, (Minibatches, Sequences)):
-            raise ValueError("memory 'gru' of loss 'moa' learns from sequences of the present policy: use mappo, ippo, "
-                             "maa2c or ia2c, or leave memory at 'none'")
-        sequences = Sequences(data.epochs, data.size)
-        return Chunks(sequences, self.memory_chunk) if self.memory_chunk else sequences
+        sequences, chunk = Sequences(data.epochs, data.size), self.options["memory_chunk"]
+        return Chunks(sequences, chunk) if chunk else sequences
 
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
         """Metrics of the environments that were held out, see `moa_metrics`; a replay buffer leaves none out."""

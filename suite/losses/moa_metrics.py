@@ -11,14 +11,9 @@ from torch import Tensor
 from suite.latent_probes import probe_latents
 from suite.losses.world_model import TASK_REWARD
 from suite.modules.state_model import LATENT, PAST
-from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
+from suite.specs import ACTION, DONE, OBSERVATION, Specs
 from suite.state_metrics import (
-    action_frequencies,
-    action_moments,
-    action_prediction,
     as_floats,
-    categorical_entropy,
-    continuous_action_prediction,
     joint_gain,
     latent_statistics,
     observation_prediction,
@@ -35,7 +30,7 @@ HORIZONS = (1, 3, 5, 10)
 @torch.no_grad()
 def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: Specs) -> dict[str, float]:
     """moa/..., wm/..., cvae/... and probe/... of ``held`` [n, T]; ``train`` gives the frequencies of the baselines."""
-    out = as_floats(_actions(loss, train, held), "moa/") | as_floats(_world(loss, held), "wm/")
+    out = as_floats(loss.action_loss.scores(train, held), "moa/") | as_floats(_world(loss, held), "wm/")
     known = loss.model.infer_batch(held)
     valid = held[PAST[-1]].squeeze(-1)
     representations = {"u": known.u, "uc": torch.cat([known.u, known.context], -1)}
@@ -48,24 +43,6 @@ def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: S
     direction = loss.cvae_loss.kl_direction
     out |= as_floats(latent_statistics((known.mean, known.log_sigma), teacher, valid, direction=direction), "cvae/")
     return out | probe_latents(held, representations, specs, ceiling="uc")
-
-
-def _actions(loss: MOALoss, train: TensorDictBase, held: TensorDictBase) -> dict[str, Tensor]:
-    model = loss.action_loss
-    target, weight, before = model.targets(held), model.weights(held), model.targets(train)
-    previous = torch.cat([target[:, :1], target[:, :-1]], 1)  # unused where the past is not valid
-    entropy = None
-    if model.discrete:
-        if LOGITS in held.keys(True):
-            entropy = categorical_entropy(held[LOGITS]).unsqueeze(-1)
-            if model.controlled is not None:  # a script is sure of itself
-                entropy = entropy * held[model.controlled].unsqueeze(-1)
-            entropy = model.model.actions.of_others(entropy).squeeze(-1)
-        frequencies = action_frequencies(before, model.model.actions.dim, model.weights(train))
-        return action_prediction(model.predict(held), target, weight, frequencies=frequencies, previous=previous,
-                                 entropy=entropy)
-    marginal = action_moments(before, model.weights(train))
-    return continuous_action_prediction(model.predict(held), target, weight, marginal=marginal, previous=previous)
 
 
 def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:

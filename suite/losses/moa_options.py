@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 
 from suite.losses.curiosity import Scale
 from suite.losses.cvae import Target
-from suite.losses.imagination import Kind, check_imagination
+from suite.losses.imagination import Kind, check_imagination, refuse
+from suite.losses.influence import InfluenceScale
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
 from suite.modules.state_model import PARTS, ActionInputs, OthersActions, PolicyLatent
@@ -14,12 +15,16 @@ from suite.specs import Specs
 
 ActorInputs = Literal["obs", "obs+z", "obs+z+moa", "obs+moa", "obs+past", "obs+hidden"]
 MemoryKind = Literal["none", "gru"]
+CriticLatent = Literal["student", "none", "teacher_no_action"]
+PPOLatent = Literal["stored", "recompute"]
 CONTROLS = ("obs+past", "obs+hidden")  # actor inputs without any model
 WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorInputs, "others_actions": OthersActions,
          "moa_inputs": ActionInputs, "policy_latent": PolicyLatent, "memory": MemoryKind,
-         "influence_divergence": Divergence, "curiosity_scale": Scale, "imagination": Kind}
+         "influence_divergence": Divergence, "influence_scale": InfluenceScale, "curiosity_scale": Scale,
+         "imagination": Kind, "critic_z": CriticLatent, "ppo_latent": PPOLatent}
 POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
-            "epochs", "max_grad_norm")
+            "epochs", "max_grad_norm", "influence_max")
+SHARES = ("acting_tau", "influence_decay")
 ANY_SIGN = ("imagination_reward_skill",)  # of predictions worse than a constant it is negative
 
 
@@ -36,8 +41,9 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
             raise ValueError(f"{name} of loss 'moa' must be one of {list(get_args(words))}, got {options[name]!r}")
     if not options["held_out"] < 1:
         raise ValueError(f"held_out of loss 'moa' is a share below 1, got {options['held_out']}")
-    if not options["acting_tau"] <= 1:
-        raise ValueError(f"acting_tau of loss 'moa' is a share up to 1, got {options['acting_tau']}")
+    for name in SHARES:
+        if not options[name] <= 1:
+            raise ValueError(f"{name} of loss 'moa' is a share up to 1, got {options[name]}")
     for name in POSITIVE:
         if not options[name] > 0:
             raise ValueError(f"{name} of loss 'moa' must be positive, got {options[name]}")
@@ -45,8 +51,71 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
         raise ValueError(f"disagreement of loss 'moa' is that of several world models: give ensemble=2 or more, got "
                          f"{options['ensemble']}")
     check_imagination(options)
+    _check_influence(options)
+    _check_learning(options)
     _check_parts(options["x_parts"])
     _check_task(specs, options)
+
+
+def _check_influence(options: dict[str, Any]) -> None:
+    given = [name for name in ("influence_skill", "influence_decay") if options[name]]
+    given += ["influence_scale"] * (options["influence_scale"] != "none")
+    if given and not options["influence"]:
+        raise ValueError(f"{given[0]} of loss 'moa' is of its reward term: give influence a weight, or leave it out")
+    if options["influence_skill"] >= 1:
+        raise ValueError(f"influence_skill of loss 'moa' is a skill below 1, got {options['influence_skill']}")
+    if options["influence_skill"] and not options["held_out"]:
+        raise ValueError("influence_skill of loss 'moa' is measured on environments that are held out: give held_out "
+                         "a share above 0")
+
+
+def _check_learning(options: dict[str, Any]) -> None:
+    """What reads which latent, and who trains when."""
+    inputs, imagined = options["actor_inputs"], options["imagination"]
+    untrained = {f"actor_inputs {inputs!r}, which trains no model": inputs in CONTROLS}
+    remembering = options["memory"] != "none"
+    if options["rl_grad_to_phi"]:
+        refuse("rl_grad_to_phi", {
+            "ppo_latent 'stored': PPO's losses must compute the latent, give ppo_latent=recompute":
+                options["ppo_latent"] == "stored",
+            f"acting_tau={options['acting_tau']}: what acts must be what learns, give acting_tau=1":
+                options["acting_tau"] != 1})
+    if options["ppo_latent"] == "recompute":
+        refuse("ppo_latent 'recompute'", {
+            f"actor_inputs {inputs!r}, which has no latent": "z" not in inputs,
+            "policy_latent 'sample': another sample has another ratio": options["policy_latent"] == "sample",
+            "shuffle_z: a minibatch does not hold the others' rows": options["shuffle_z"],
+            "memory 'gru': a minibatch holds single steps": remembering,
+            f"imagination {imagined!r}, which is read as it acted": imagined in ("dyna", "decentralised")})
+    if options["critic_z"] == "teacher_no_action":
+        refuse("critic_z 'teacher_no_action'", {
+            "use_teacher=False": not options["use_teacher"], **untrained,
+            f"imagination {imagined!r}, which does not predict what the teacher sees": imagined != "none"})
+    if options["joint_update"]:
+        refuse("joint_update", {
+            **untrained, "memory 'gru': PPO's minibatches are no sequences": remembering,
+            "wm_replay, which has steps of its own": bool(options["wm_replay"]),
+            "held-out environments: PPO learns from all, give held_out=0": bool(options["held_out"])})
+
+
+def refuse_replay(options: dict[str, Any]) -> None:
+    """ValueError for what an off-policy algorithm cannot have."""
+    those = "mappo, ippo, maa2c or ia2c"
+    wrong = {
+        f"imagination of loss 'moa' needs an on-policy algorithm: {those}": options["imagination"] != "none",
+        f"joint_update of loss 'moa' shares the steps of {those}": options["joint_update"],
+        f"influence of loss 'moa' reads the distribution of a stochastic policy: use {those}":
+            bool(options["influence"]),
+        f"wm_replay of loss 'moa' keeps batches of {those}; an off-policy algorithm replays them anyway: leave it at 0":
+            bool(options["wm_replay"]),
+        f"memory 'gru' of loss 'moa' learns from sequences of the present policy: use {those}, or leave memory at "
+        "'none'": options["memory"] != "none",
+        f"ppo_latent 'recompute' of loss 'moa' is of the policy loss of {those}": options["ppo_latent"] != "stored",
+        f"critic_z 'teacher_no_action' of loss 'moa' is of the critic of {those}":
+            options["critic_z"] == "teacher_no_action"}
+    for sentence, found in wrong.items():
+        if found:
+            raise ValueError(sentence)
 
 
 def _check_parts(named: str) -> None:

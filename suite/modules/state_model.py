@@ -10,6 +10,7 @@ carried by the collector like the step before; a loss runs whole sequences from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -183,15 +184,23 @@ class ActionModel(nn.Module):
 
 
 class GaussianEncoder(nn.Module):
-    """Mean and clamped log-sigma [..., N, k] of a latent; starts at sigma = 1."""
+    """Mean and log-sigma [..., N, k] of a latent; starts at sigma = 1.
 
-    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int], memory_dim: int = 0):
+    Log-sigma is clamped to [-5, 2], or with ``soft_clamp`` -5 + 3.5 (tanh(raw) + 1): its gradient never ends.
+    """
+
+    def __init__(self, in_dim: int, latent_dim: int, cells: Sequence[int], memory_dim: int = 0, *,
+                 soft_clamp: bool = False):
         super().__init__()
+        self.soft_clamp = soft_clamp
         self.memory = Memory(in_dim, cells[0], memory_dim) if memory_dim else None
         self.net = mlp(memory_dim or in_dim, 2 * latent_dim, None, cells=cells[1:] if memory_dim else cells,
                        activation="relu", init="orthogonal", out_gain=0.1)
         with torch.no_grad():
             self.net[-1].weight[latent_dim:] = 0
+            if soft_clamp:
+                low, high = LOG_SIGMA
+                self.net[-1].bias[latent_dim:] = math.atanh((high + low) / (low - high))
 
     def remember(self, *inputs: Tensor, valid: Tensor, before: Tensor | None) -> Tensor | None:
         """The memory's state after these inputs, from the one before them; None without a memory."""
@@ -200,7 +209,10 @@ class GaussianEncoder(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Concatenates its inputs; with a memory, its state is the only one."""
         mean, log_sigma = self.net(torch.cat(inputs, -1)).chunk(2, -1)
-        return mean, log_sigma.clamp(*LOG_SIGMA)
+        low, high = LOG_SIGMA
+        if self.soft_clamp:
+            return mean, low + 0.5 * (high - low) * (log_sigma.tanh() + 1)
+        return mean, log_sigma.clamp(low, high)
 
 
 @dataclass
@@ -237,7 +249,7 @@ class StateModel(nn.Module):
 
     def __init__(self, specs: Specs, *, latent_dim: int, cells: Sequence[int], parts: Sequence[str],
                  others: OthersActions, action_inputs: ActionInputs = "prev", memory_dim: int = 0,
-                 grad_to_actions: bool = False, members: int = 1, continues: bool = False):
+                 grad_to_actions: bool = False, members: int = 1, continues: bool = False, soft_clamp: bool = False):
         super().__init__()
         n, d, e = specs.n_agents, specs.obs_dim, specs.action_dim
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
@@ -253,7 +265,8 @@ class StateModel(nn.Module):
             unpadded = torch.cat([specs.obs_mask.new_ones(n, sizes[part]) if part == "moa" else specs.obs_mask
                                   for part in parts], -1)
         self.x_scaler = Scaler(self.x_dim, unpadded)
-        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim)
+        self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim,
+                                       soft_clamp=soft_clamp)
         self.register_buffer("ids", torch.eye(n), persistent=False)
         self.keys: list[NestedKey] = [OBSERVATION, *PAST, *(MEMORY if memory_dim else ())]
 
@@ -287,13 +300,23 @@ class StateModel(nn.Module):
                 blocks["wm_residual"] = (u - self.world_model(self.scaler(prev) * valid, joint)[0]) * valid
         return u, torch.cat([blocks[part] for part in self.parts], -1), prediction, state
 
-    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor) -> Inferred:
+    def privileged(self, observation: Tensor, action: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """y [..., N, P D + P E + h]: the others' standardised observations, and, if given, what they do at this step
+        and hidden variables.
+        """
+        seen = [self.scaler(observation)] if action is None else [self.scaler(observation), self.actions.encode(action)]
+        parts = [self.actions.of_others(x).flatten(-2) for x in seen]
+        return torch.cat(parts if hidden is None else [*parts, hidden], -1)
+
+    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor,
+              student_only: bool = False) -> Inferred:
         """Everything known at a step; gradients reach the student, and the action model through its prediction.
 
         ``before``: both states of the memory ahead of the step, if there is one; see `Memory` for sequences.
+        ``student_only``: from the latent they reach nothing else, whatever `grad_to_actions` says.
         """
         u, x, prediction, state = self.raw_features(observation, prev, joint, valid, *before)
-        x = self.x_scaler(x)
+        x = self.x_scaler(x.detach() if student_only else x)
         ids = self.ids.expand(*u.shape[:-1], -1)
         context = torch.cat([self.scaler(prev) * valid, joint, ids, valid], -1)
         if not before:
@@ -304,58 +327,3 @@ class StateModel(nn.Module):
     def infer_batch(self, td: TensorDictBase) -> Inferred:
         """`infer` for frames [...], or with a memory for sequences [N, T]."""
         return self.infer(*(td[key] for key in self.keys))
-
-
-class PolicyInput(nn.Module):
-    """The latent (and, if asked, the predicted actions) as the actor reads it; no gradient.
-
-    ``shuffle`` hands every environment the latent of another one, the same one until `turn`: a control that has all but
-    the information.
-
-    Attributes:
-        in_keys, out_keys: of its TensorDictModule; a memory is read and handed on to the next step.
-    """
-
-    def __init__(self, model: StateModel, latent: PolicyLatent, *, with_latent: bool = True,
-                 with_actions: bool = False, shuffle: bool = False):
-        super().__init__()
-        self.model, self.latent, self.shuffle = model, latent, shuffle
-        self.with_latent, self.with_actions = with_latent, with_actions
-        self.register_buffer("shift", torch.zeros((), dtype=torch.int64) if shuffle else None)
-        carried = MEMORY if model.memory_dim else ()
-        self.carried: dict[NestedKey, tuple[int, ...]] = {key: (len(model.ids), model.memory_dim) for key in carried}
-        self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in carried)]
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """[..., N, k], or [..., N, 2 k] for ``mean_logstd``; predicted actions are appended; then both new states.
-
-        With a memory too, every row is one step from the states given with it, whatever the leading dimensions.
-        """
-        with torch.no_grad():
-            rows = inputs[0].shape[:-2]
-            known = self.model.infer(*((x.flatten(0, -3) for x in inputs) if self.carried else inputs))
-            out = [self._read(known), *known.memory]
-            if self.carried:
-                out = [x.unflatten(0, rows) for x in out]
-            if self.shuffle:
-                out[0] = out[0][self._others_rows(len(out[0]), out[0].device)]
-            return tuple(out) if self.carried else out[0]
-
-    def turn(self) -> None:
-        """Draw anew whose latent each environment gets."""
-        if self.shuffle:
-            self.shift.random_(2**31)
-
-    def _others_rows(self, rows: int, device: torch.device) -> Tensor:
-        """[rows] numbers of other rows: all turned by one distance, so that nobody keeps its own."""
-        return (torch.arange(rows, device=device) + 1 + self.shift % max(1, rows - 1)) % rows
-
-    def _read(self, known: Inferred) -> Tensor:
-        parts = []
-        if self.with_latent:
-            parts = {"mean": [known.mean], "mean_logstd": [known.mean, known.log_sigma]}.get(self.latent) or [
-                known.mean + known.log_sigma.exp() * torch.randn_like(known.mean)]
-        if self.with_actions:
-            valid = known.context[..., -1:]
-            parts.append(self.model.action_model.feature(known.action) * valid)
-        return torch.cat(parts, -1)

@@ -48,9 +48,13 @@ def _first(cfg, part):
     {"rec_target": "y"}, {"rec_target": "xy"}, {"x_parts": "obs"}, {"x_parts": "moa"}, {"x_parts": "wm_residual"},
     {"x_parts": "obs+moa"}, {"kl_direction": "teacher_to_student"}, {"student_pull": 0.8, "teacher_pull": 0.2},
     {"free_bits_dim": 0.1}, {"free_nats": 1.0}, {"actor_inputs": "obs"}, {"actor_inputs": "obs+z+moa"},
-    {"actor_inputs": "obs+moa"}, {"policy_latent": "sample"}, {"policy_latent": "mean_logstd"}, {"critic_z": False},
+    {"actor_inputs": "obs+moa"}, {"policy_latent": "sample"}, {"policy_latent": "mean_logstd"}, {"critic_z": "none"},
     {"others_actions": "own"}, {"huber": True}, {"curiosity": 0.1}, {"alpha_warmup": 0.0},
     {"shuffle_z": True}, {"cvae_grad_to_moa": True}, {"moa_inputs": "prev+obs"},
+    {"critic_z": "teacher_no_action"}, {"critic_z": "teacher_no_action", "rec_target": "xy", "acting_tau": 1.0},
+    {"critic_z": "teacher_no_action", "memory": "gru", "memory_dim": 6, "actor_inputs": "obs"}, {"soft_clamp": True},
+    {"ppo_latent": "recompute"}, {"ppo_latent": "recompute", "policy_latent": "mean_logstd", "critic_z": "none"},
+    {"ppo_latent": "recompute", "rl_grad_to_phi": True, "acting_tau": 1.0, "actor_inputs": "obs+z+moa"},
     {"memory": "gru", "memory_dim": 6}, {"memory": "gru", "memory_dim": 6, "actor_inputs": "obs"},
     {"memory": "gru", "memory_dim": 6, "memory_chunk": 1, "use_teacher": False, "depth": 2},
     {"curiosity": 0.1, "policy_latent": "sample", "actor_inputs": "obs+z+moa", "others_actions": "own"},
@@ -71,6 +75,14 @@ def test_influence_trains_on_choices_only():
     assert all(row["reward/influence"] >= 0 for row in trainer.run.rows if "reward/task" in row)
     with pytest.raises(ValueError, match=r"influence of loss 'moa' .* needs discrete actions"):
         train(moa(actions="continuous", options={"influence": 0.1}))
+
+
+def test_a_schedule_of_influence_trains():
+    scheduled = {"influence_skill": 0.01, "influence_decay": 0.5, "influence_scale": "std", "influence_max": 5.0}
+    trainer = moved(moa(options={"influence": 0.1} | scheduled, frames=200))
+    rows = [row for row in trainer.run.rows if "reward/influence" in row]
+    assert len(rows) == 10 and all((row["reward/influence"] > 0) == (row["influence/active"] > 0) for row in rows[1:])
+    assert rows[0]["reward/influence"] == 0 and 0 < rows[-1]["reward/influence"] < rows[4]["reward/influence"]
 
 
 @pytest.mark.parametrize("change", [{}, {"actor_recurrent_dim": 6}, {"fast_collector": False}], ids=str)
@@ -129,7 +141,7 @@ def trained(**changes):
 
 @pytest.mark.parametrize("actions", ["discrete", "continuous"])
 @pytest.mark.parametrize("change", [{}, {"options": {"policy_latent": "sample"}}, {"actor_recurrent_dim": 6},
-                                    {"options": REMEMBERING},
+                                    {"options": REMEMBERING}, {"options": {"acting_tau": 1.0}},
                                     {"options": {"actor_inputs": "obs+z+moa", "curiosity": 1.0}}], ids=str)
 def test_the_ratio_is_one_before_the_first_step(change, actions):
     """The latent that acted is stored and used again, whatever has become of its encoder meanwhile."""

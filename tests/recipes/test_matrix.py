@@ -84,3 +84,15 @@ def test_tasks_that_tell_more_than_agents_see(task, loss):
     trainer = learn(RICH[task], loss=loss)
     assert {PRIVILEGED, VISIBLE if "sight" in task else CONTROLLED} <= set(trainer.collector.observed)
     assert PRIVILEGED not in trainer.policy.in_keys
+
+
+@pytest.mark.parametrize("options", [
+    {"critic_z": "teacher_no_action", "rec_target": "xy", "soft_clamp": True},
+    {"ppo_latent": "recompute", "rl_grad_to_phi": True, "acting_tau": 1.0, "joint_update": True, "held_out": 0.0}],
+    ids=str)
+@pytest.mark.parametrize("task", ["speaker discrete", "speaker continuous", "foraging in sight", "scripted partner"])
+def test_ppo_on_other_latents_with_padding_and_hidden_variables(task, options):
+    trainer = learn((MIXED | RICH)[task], loss="moa", loss_options=options)
+    [estimator] = trainer.estimators
+    assert (PRIVILEGED in estimator.next_keys) == (task in RICH and "critic_z" in options)
+    assert PRIVILEGED not in trainer.policy.in_keys

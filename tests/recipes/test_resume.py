@@ -60,9 +60,15 @@ RUNS |= {
                     "curiosity_scale=std", "wm_replay=2"],
     "moa expand": [*NAVIGATION, *PPO, *MODELS, "imagination=expand", "horizon=2", "continue_head=True"],
     "moa dyna": [*SPREAD, *PPO, *MODELS, "imagination=dyna", "policy_latent=sample", "--value-norm"],
+    "moa student": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "ppo_latent=recompute", "rl_grad_to_phi=True",
+                    "acting_tau=1.0", "soft_clamp=True"],
+    "moa teacher": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "critic_z=teacher_no_action"],
+    "moa joint": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "joint_update=True", "held_out=0.0"],
+    "moa influence": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0.01", "influence_scale=std"],
+    "moa fading": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_decay=0.8"],
     "moa decentralised": [*SPREAD, *PPO, *MODELS, "imagination=decentralised", "horizon=4", "shared_reward=True"],
 }
-WHOLE = ["moa ramp"]  # a schedule of the whole run, which a longer run has another of
+WHOLE = ["moa ramp", "moa fading"]  # a schedule of the whole run, which a longer run has another of
 
 
 def main(*words, monkeypatch):
@@ -210,7 +216,7 @@ def test_killed_and_resumed_equals_never_killed(moment, whole, tmp_path, monkeyp
     assert leftovers == []
 
 
-@pytest.mark.parametrize("name", ["smpe official", "smpe fixed", "moa ramp"])
+@pytest.mark.parametrize("name", ["smpe official", "smpe fixed", "moa ramp", "moa fading"])
 def test_a_state_model_killed_and_resumed_equals_never_killed(name, whole, tmp_path, monkeypatch):
     killed(name, "in an update", tmp_path)
     main("--resume", str(tmp_path), monkeypatch=monkeypatch)

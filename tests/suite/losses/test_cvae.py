@@ -148,6 +148,27 @@ def test_teacher_loss_by_hand(kind, hidden, coef, monkeypatch):
     assert loss(td)["loss_teacher"].item() == pytest.approx(2 * expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("target", ["x", "y", "xy"])
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_y_without_what_the_others_do(kind, target, hidden, monkeypatch):
+    """Silent decoders: all errors are the mean squares of what is left; the teacher's prior is met by sigma 1."""
+    specs = make_specs(kind, hidden_dim=hidden)
+    loss, td = make_loss(specs, action_in_y=False, rec_target=target), make_td(specs, 5)
+    other = td.clone()
+    other[ACTION] = 1 - other[ACTION].clamp(0, 1)
+    y = loss.privileged(td)
+    assert y.shape == (5, 3, 2 * 4 + hidden) and torch.equal(y, loss.privileged(other)) and ACTION not in loss.in_keys
+    monkeypatch.setattr(loss.teacher, "forward", lambda x, *rest: (torch.zeros(*x.shape[:-1], 2),) * 2)
+    silent(loss.decoder)
+    silent(loss.teacher_decoder)
+    out, x = loss(td), loss.model.infer_batch(td).x
+    wanted = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[target]
+    assert out["loss_rec"].item() == pytest.approx(wanted.square().mean().item(), rel=1e-5)
+    expected = x.square().mean() + y[..., :8].square().mean() + (y[..., 8:].square().mean() if hidden else 0)
+    assert out["loss_teacher"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 # observations 1, 2, 3 and actions 0, 0.5, 1 of agents 0, 1, 2 in all 4 and 2 entries. Alive are 0 and 1 (agent 2 is 9
 # and -1 then), all, 0 alone. Decoders say 0, so that errors are squares, and 0.5 |a|^2 + ln 2 pi of actions
 # pairs: 0-1, 1-0 and twice each of three: seen (4 + 1 + 2 * 14) / 8, did (0.25 + 0 + 2 * 1.25) / 8

@@ -29,7 +29,7 @@ def test_what_actor_and_critic_get(kind, predicted, inputs, latent, width):
     assert loss.features == {LATENT: width} and loss.critic_features is None
     td = make_past_batch(specs, 2, 3)
     assert loss.encoders[0](td)[LATENT].shape == (2, 3, 3, width)
-    assert MOALoss(specs, **SMALL, actor_inputs=inputs, critic_z=False).critic_features == {}
+    assert MOALoss(specs, **SMALL, actor_inputs=inputs, critic_z="none").critic_features == {}
     assert loss.reencode is False
 
 
@@ -83,6 +83,15 @@ def test_each_network_has_its_own_optimiser_and_clipping():
     loss = MOALoss(specs, **SMALL, held_out=0.0)
     [update] = loss.updates("moa", Minibatches(9, 6), optimizer=None, max_grad_norm=5.0)
     assert vars(update.data) == vars(Minibatches(3, 6))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"joint_update": True, "held_out": 0.0}, "joint_update .* shares the steps of mappo"),
+    ({"imagination": "dyna"}, "imagination .* needs an on-policy algorithm")], ids=str)
+def test_what_a_recipe_must_ask_for_is_not_left_out_in_silence(options, message):
+    loss = MOALoss(make_specs("discrete"), **SMALL, **options)
+    with pytest.raises(ValueError, match=message):
+        loss.updates("moa", Minibatches(1), optimizer=None, max_grad_norm=5.0)
 
 
 def test_held_out_environments_are_not_trained_on():

@@ -1,5 +1,7 @@
 """Wrong options of the family are refused before training, by name and with what is allowed."""
 
+import re
+
 import pytest
 
 from suite.losses import MOALoss
@@ -19,6 +21,10 @@ from tests.batches import make_specs
     ({"memory": "gru", "actor_inputs": "obs+past"}, r"obs\+past .* trains no model that could remember"),
     *(({name: 1, "actor_inputs": "obs+past", "ensemble": 2}, rf"obs\+past .* trains no model: leave {name} at 0")
       for name in ("curiosity", "disagreement", "influence", "wm_replay")),
+    ({"critic_z": "teacher"}, r"critic_z .*\['student', 'none', 'teacher_no_action'\].*'teacher'"),
+    ({"critic_z": False}, "critic_z .*'none'.*got False"), ({"critic_z": True}, "critic_z .*'student'.*got True"),
+    ({"ppo_latent": "new"}, r"ppo_latent .*\['stored', 'recompute'\].*'new'"),
+    ({"influence_scale": "mean"}, r"influence_scale .*\['none', 'std'\].*'mean'"),
     ({"memory_chunk": 5}, "memory_chunk .* give memory=gru"), ({"acting_tau": 1.5}, "acting_tau .* share up to 1"),
     ({"others_actions": "visible"}, r"others_actions=visible .* who sees whom: --task-options with_visible=True"),
     ({"train_moa_only_when_visible": True}, r"train_moa_only_when_visible .* who sees whom"),
@@ -34,6 +40,40 @@ from tests.batches import make_specs
 def test_wrong_options_are_named(option, message):
     with pytest.raises(ValueError, match=message) as error:
         MOALoss(make_specs("discrete"), **option)
+    assert "loss 'moa'" in str(error.value)
+
+
+TEACHER, RECOMPUTE = {"critic_z": "teacher_no_action"}, {"ppo_latent": "recompute"}
+JOINT = {"joint_update": True, "held_out": 0.0}
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"rl_grad_to_phi": True}, "rl_grad_to_phi .* ppo_latent 'stored': .* give ppo_latent=recompute"),
+    (RECOMPUTE | {"rl_grad_to_phi": True}, r"rl_grad_to_phi .* acting_tau=0.05: .* give acting_tau=1"),
+    *((RECOMPUTE | {"actor_inputs": inputs}, rf"ppo_latent 'recompute' .* actor_inputs '{re.escape(inputs)}'")
+      for inputs in ("obs", "obs+moa", "obs+past")),
+    (RECOMPUTE | {"policy_latent": "sample"}, "ppo_latent 'recompute' .* policy_latent 'sample'"),
+    (RECOMPUTE | {"shuffle_z": True}, "ppo_latent 'recompute' .* shuffle_z"),
+    (RECOMPUTE | {"memory": "gru"}, "ppo_latent 'recompute' .* memory 'gru'"),
+    *((RECOMPUTE | {"imagination": kind}, f"ppo_latent 'recompute' .* imagination '{kind}'")
+      for kind in ("dyna", "decentralised")),
+    (TEACHER | {"use_teacher": False}, "critic_z 'teacher_no_action' .* use_teacher=False"),
+    (TEACHER | {"actor_inputs": "obs+past"}, r"critic_z 'teacher_no_action' .* 'obs\+past', which trains no model"),
+    (TEACHER | {"imagination": "expand"}, "critic_z 'teacher_no_action' .* imagination 'expand'"),
+    ({"joint_update": True}, "joint_update .* held-out environments: .* give held_out=0"),
+    (JOINT | {"wm_replay": 1}, "joint_update .* wm_replay"),
+    (JOINT | {"memory": "gru"}, "joint_update .* memory 'gru'"),
+    (JOINT | {"actor_inputs": "obs+past"}, r"joint_update .* 'obs\+past', which trains no model"),
+    ({"influence_skill": 0.2}, "influence_skill .* give influence a weight"),
+    ({"influence_decay": 0.5}, "influence_decay .* give influence a weight"),
+    ({"influence_scale": "std"}, "influence_scale .* give influence a weight"),
+    ({"influence": 0.1, "influence_skill": 1.0}, "influence_skill .* below 1, got 1.0"),
+    ({"influence": 0.1, "influence_skill": 0.2, "held_out": 0.0}, "influence_skill .* held_out a share above 0"),
+    ({"influence": 0.1, "influence_decay": 1.5}, "influence_decay .* share up to 1, got 1.5"),
+    ({"influence": 0.1, "influence_max": 0}, "influence_max .* must be positive, got 0")], ids=str)
+def test_what_does_not_go_together_is_named(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        MOALoss(make_specs("discrete"), **options)
     assert "loss 'moa'" in str(error.value)
 
 

@@ -20,7 +20,6 @@ from suite.modules.state_model import (
     ActionModel,
     GaussianEncoder,
     JointActions,
-    PolicyInput,
     PreviousStep,
     StateModel,
     WorldModel,
@@ -252,6 +251,21 @@ def test_the_encoder_starts_at_one_and_clamps():
     assert encoder.net[-1].bias.grad[3:].tolist() == [0.0, 1.0, 0.0]  # a hard clamp
 
 
+# -5 + 3.5 (tanh(raw) + 1): raw 0 is the middle, and its slope is 3.5 (1 - tanh^2)
+def test_a_soft_clamp_by_hand():
+    encoder = GaussianEncoder(6, 3, [16], soft_clamp=True)
+    start = encoder(torch.randn(5, 6))[1]
+    assert_close(start, torch.zeros(5, 3))  # sigma is 1 here too
+    with torch.no_grad():
+        encoder.net[-1].bias[3:] = torch.tensor([-40.0, 0.0, math.atanh(0.5)])
+    log_sigma = encoder(torch.randn(1, 6))[1]
+    assert_close(log_sigma, torch.tensor([[-5.0, -1.5, 0.25]]))
+    log_sigma.sum().backward()
+    assert_close(encoder.net[-1].bias.grad[3:], torch.tensor([0.0, 3.5, 3.5 * 0.75]))
+    model = make_model(make_specs("discrete"), soft_clamp=True)
+    assert model.student.soft_clamp and not make_model(make_specs("discrete")).student.soft_clamp
+
+
 # ---------------------------------------------------------------------- features and context
 
 
@@ -319,25 +333,6 @@ def test_a_gradient_reaches_the_action_model_through_its_feature_if_it_may(kind,
     known.mean.sum().backward()
     assert all((p.grad is not None) == grad_to_actions for p in model.action_model.parameters())
     assert all(p.grad is None for p in model.world_model.parameters()) and not known.student_inputs[0].requires_grad
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("latent", ["mean", "sample", "mean_logstd"])
-@pytest.mark.parametrize("with_latent, with_actions", [(True, False), (True, True), (False, True)])
-def test_what_the_actor_reads(kind, latent, with_latent, with_actions):
-    specs = make_specs(kind)
-    model, observation = shaken(make_model(specs)), torch.randn(5, 3, 4)
-    past = past_of(specs, 5, valid=torch.tensor([True, True, False, True, True]))
-    known = model.infer(observation, *past)
-    torch.manual_seed(3)
-    parts = {"mean": [known.mean], "mean_logstd": [known.mean, known.log_sigma],
-             "sample": [known.mean + known.log_sigma.exp() * torch.randn(5, 3, 3)]}[latent] if with_latent else []
-    if with_actions:
-        parts.append(model.action_model.feature(known.action) * past[2])
-    torch.manual_seed(3)
-    out = PolicyInput(model, latent, with_latent=with_latent, with_actions=with_actions)(observation, *past)
-    assert_close(out, torch.cat(parts, -1).detach())
-    assert not out.requires_grad
 
 
 def test_what_an_agent_infers_is_a_function_of_its_own_rows():

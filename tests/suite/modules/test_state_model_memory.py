@@ -19,7 +19,6 @@ from suite.modules.state_model import (
     PREV_VALID,
     GaussianEncoder,
     Memory,
-    PolicyInput,
     StateModel,
 )
 from suite.specs import ACTION, OBSERVATION, Specs
@@ -120,43 +119,7 @@ def test_the_latent_starts_at_one():
     assert state.shape == (9, 2, H) and mean.std() > 0.001 and torch.equal(log_sigma, torch.zeros(9, 2, 3))
 
 
-def test_without_a_memory_nothing_is_carried():
-    specs = make_specs("discrete")
-    model = make_model(specs, memory_dim=0)
-    network = PolicyInput(model, "mean")
-    assert model.keys == [OBSERVATION, *PAST] == network.in_keys and network.out_keys == [LATENT]
-    assert network.carried == {} and model.infer_batch(make_past_batch(specs, 2, 3)).memory == ()
-
-
 # ---------------------------------------------------------------------- acting
-
-
-@pytest.mark.parametrize("shape", [(7,), (4, 6)])
-@pytest.mark.parametrize("with_latent, with_actions", [(True, False), (True, True), (False, True)])
-def test_the_policy_takes_single_steps_from_the_states_given(shape, with_latent, with_actions):
-    """Also over [N, T], as the value of the next observations needs it."""
-    specs = make_specs("discrete")
-    model = make_model(specs)
-    td = make_rows(specs, *(shape if len(shape) == 2 else (7, 1)))
-    td = td if len(shape) == 2 else td[:, 0]
-    network = PolicyInput(model, "mean", with_latent=with_latent, with_actions=with_actions)
-    latent, *states = network(*(td[key] for key in network.in_keys))
-    single = td.reshape(-1)
-    known = model.infer(*(single[key] for key in model.keys))
-    parts = [known.mean] * with_latent + [known.action.softmax(-1).flatten(-2)] * with_actions
-    assert_close(latent, torch.cat(parts, -1).unflatten(0, shape))
-    for mine, theirs in zip(states, known.memory, strict=True):
-        assert torch.equal(mine, theirs.unflatten(0, shape)) and not mine.requires_grad
-
-
-def test_a_shuffled_latent_leaves_the_memories_alone():
-    specs = make_specs("discrete")
-    model, td = make_model(specs), make_rows(specs, 8, 3)[:, 1]
-    own, *states = PolicyInput(model, "mean")(*(td[key] for key in model.keys))
-    other, *same = PolicyInput(model, "mean", shuffle=True)(*(td[key] for key in model.keys))
-    rows = torch.cdist(own.flatten(1), other.flatten(1)).argmin(0)
-    assert torch.equal(own[rows], other) and not torch.equal(own, other)
-    assert all(torch.equal(a, b) for a, b in zip(states, same, strict=True))
 
 
 def build(*, fast, is_discrete, **options):
