@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.base import CHOICE, OBSERVATION, PARAMS, SUCCESS, Tensors
+from envs.base import CHOICE, DONE_KEYS, OBSERVATION, PARAMS, REWARD, SUCCESS, Tensors, count
 from envs.compiling import one_graph
 from envs.hybrid.base import HybridEnv, Step
 
@@ -24,25 +24,30 @@ class PureRules(HybridEnv):
 
     Attributes:
         numbers: float32 [C, N], the state. ``state`` shows it as a NamedTuple of views [N] or [d, N], and can be set.
-        seen: observations [N, S] of it.
+        seen: observations [N, 1, S] of it. ``success``: bool [N, 1].
     """
 
     def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
                    backend: str | None) -> None:
         """``rules`` takes states, choices [N] and parameters [N, P] in [-1, 1]; ``look`` makes observations [N, S]."""
         kind, sizes = self.kind, self.sizes  # a graph that knew the environment would look after it in every step
+        limits = {"max_steps": self.max_steps, "truncate": self.truncate}
 
-        def play(numbers: Tensor, choice: Tensor, params: Tensor) -> tuple[Tensor, ...]:
-            step = rules(_unpack(numbers, kind, sizes), choice, params.clamp(-1.0, 1.0))
-            # inductor writes bools to a CPU's memory one by one: 40 of 120 us at 4096 rows
-            flags = torch.stack([flag.to(torch.float32) for flag in (step.terminated, step.success)])
-            return _pack(step.state), step.reward, flags, look(step.state)
+        def play(numbers: Tensor, steps: Tensor, choice: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+            step = rules(_unpack(numbers, kind, sizes), choice.squeeze(1), params.squeeze(1).clamp(-1.0, 1.0))
+            steps, *flags = count(steps, step.terminated, **limits)
+            return (_pack(step.state), steps, look(step.state).unsqueeze(1), step.reward.view(-1, 1, 1),
+                    *(flag.unsqueeze(-1) for flag in (*flags, step.success)))
 
         self.rules, self.look = rules, look
-        choice = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        params = torch.zeros(self.num_envs, self.param_mask.shape[-1], device=self.device)
-        self.play = one_graph(play, backend, self.numbers, choice, params)
-        self.seen = look(self.state)
+        self.success = self.success.view(-1, 1)
+        choice = torch.zeros(self.num_envs, 1, dtype=torch.int64, device=self.device)
+        params = torch.zeros(self.num_envs, 1, self.param_mask.shape[-1], device=self.device)
+        self.play = one_graph(play, backend, self.numbers, self.steps, choice, params)
+        self._see_again()
+
+    def _see_again(self) -> None:
+        self.seen = self.look(self.state).unsqueeze(1)
 
     # ------------------------------------------------------------------ the state
 
@@ -56,7 +61,7 @@ class PureRules(HybridEnv):
         self.kind, self.sizes = type(state), tuple(1 if part.ndim == 1 else len(part) for part in state)
         self.numbers = _pack(state)
         if hasattr(self, "look"):
-            self.seen = self.look(self.state)
+            self._see_again()
 
     def row(self, env_index: int) -> NamedTuple:
         """One row's state on the CPU; ValueError if there is no such row."""
@@ -79,18 +84,20 @@ class PureRules(HybridEnv):
             return
         if self.cheap_reset:  # draw for all rows: to ask which ones would stop the device
             self.numbers = torch.where(mask, _pack(self._begin(self.num_envs)), self.numbers)
-            self.seen = self.look(self.state)
+            self._see_again()
+            self.success = self.success & ~mask.unsqueeze(-1)
         else:
             rows = mask.nonzero().squeeze(-1)
             numbers, seen = self._starts(len(rows))
-            self.numbers, self.seen = self.numbers.index_copy(1, rows, numbers), self.seen.index_copy(0, rows, seen)
-        self.success = self.success & ~mask
+            self.numbers.index_copy_(1, rows, numbers)
+            self.seen.index_copy_(0, rows, seen)
+            self.success = self.success.index_fill(0, rows, 0)  # may be what a step handed out as terminated
 
     def _starts(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The next new episodes: numbers [C, rows], observations [rows, S]."""
+        """The next new episodes: numbers [C, rows], observations [rows, 1, S]."""
         if self.ahead is None or self.used + rows > len(self.ahead[1]):
             drawn = self._begin(max(self.num_envs, AHEAD))
-            self.ahead, self.used = (_pack(drawn), self.look(drawn)), 0
+            self.ahead, self.used = (_pack(drawn), self.look(drawn).unsqueeze(1)), 0
         numbers, seen = self.ahead
         self.used += rows
         return numbers[:, self.used - rows:self.used], seen[self.used - rows:self.used]
@@ -99,33 +106,42 @@ class PureRules(HybridEnv):
         super()._set_seed(seed)
         self.ahead, self.used = None, 0  # starts that are drawn, and how many are in use
 
+    def step_tensors(self, actions: Tensors) -> Tensors:
+        """As in the base, with counters and flags in the same graph as the rules."""
+        self.steps, reward, *flags = self._played(actions)
+        return self._observe() | {REWARD: reward} | dict(zip(DONE_KEYS, flags, strict=True))
+
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
-        self.numbers, reward, flags, self.seen = self.play(self.numbers, actions[CHOICE].squeeze(1),
-                                                           actions[PARAMS].squeeze(1))
-        terminated, self.success = flags.bool()
-        return reward.unsqueeze(-1), terminated
+        _, reward, _, terminated, _ = self._played(actions)
+        return reward.squeeze(-1), terminated.squeeze(-1)
+
+    def _played(self, actions: Tensors) -> tuple[Tensor, ...]:
+        self.numbers, steps, self.seen, *rest, self.success = self.play(self.numbers, self.steps, actions[CHOICE],
+                                                                        actions[PARAMS])
+        return steps, *rest
 
     def _observe(self) -> Tensors:
         # clones: the state must not change with what others do to what they were shown
-        return {OBSERVATION: self.seen.unsqueeze(1).clone(), SUCCESS: self.success.unsqueeze(-1).clone()}
+        return {OBSERVATION: self.seen.clone(), SUCCESS: self.success.clone()}
 
     def _capture(self) -> dict[str, Any]:
         ahead = {} if self.ahead is None else {"ahead": self.ahead[0][:, self.used:].clone()}
-        return {"numbers": self.numbers.clone(), "success": self.success.clone(),
+        return {"numbers": self.numbers.clone(), "success": self.success.flatten().clone(),
                 "random": self.generator.get_state()} | ahead
 
     def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
         numbers, success = (state[name].to(self.device).clone() for name in ("numbers", "success"))
+        success = success.view(-1, 1)
         if mask is None:
             self.generator.set_state(state["random"].cpu())
             self.ahead, self.used = None, 0
             if (ahead := state.get("ahead")) is not None:
                 ahead = ahead.to(self.device).clone()
-                self.ahead = ahead, self.look(_unpack(ahead, self.kind, self.sizes))
+                self.ahead = ahead, self.look(_unpack(ahead, self.kind, self.sizes)).unsqueeze(1)
         else:
-            numbers, success = torch.where(mask, numbers, self.numbers), torch.where(mask, success, self.success)
+            numbers, success = torch.where(mask, numbers, self.numbers), torch.where(mask.unsqueeze(-1), success, self.success)
         self.numbers, self.success = numbers, success
-        self.seen = self.look(self.state)
+        self._see_again()
 
 
 def _pack(state: NamedTuple) -> Tensor:
