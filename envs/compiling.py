@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -23,78 +25,74 @@ def backend_of(compile: bool | str) -> str | None:
 
 
 def one_graph(function: Callable[..., Any], backend: str | None, *example: Any,
-              any_rows: bool = False) -> Callable[..., Any]:
+              free: Sequence[int | None] = ()) -> Callable[..., Any]:
     """``function`` compiled as one graph, now, so that a failure shows here and not later; itself without a backend.
 
-    On a CPU inductor's code is called directly, see `_Direct`. ``any_rows``: for any size, at least 2, of the last
-    dimension of its tensors, instead of those of ``example`` alone.
+    Inputs are like ``example``, but for the sizes that ``free`` leaves open: a dimension of each tensor, or None. On a
+    CPU inductor's code is called directly, see `_Direct`.
     """
     if backend is None:
         return function
-    if backend == "inductor" and not any_rows and all(x.device.type == "cpu" for x in tree_flatten(example)[0]):
-        return _Direct(function, example)
-    if any_rows:  # dynamic=True would also make inputs of constants
-        for tensor in example:
-            if tensor.ndim:
-                torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 1)
+    if backend == "inductor" and all(leaf.device.type == "cpu" for leaf in tree_flatten(example)[0]):
+        return _Direct(function, example, free)
+    for tensor, dim in zip(example, free, strict=False):  # dynamic=True would also make inputs of constants
+        if dim is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, dim % tensor.ndim)
 
     def graph(*inputs: Any) -> Any:
         return function(*inputs)
 
     # torch.compile refuses a ninth graph of one code object: each environment of a process needs its own
     graph.__code__ = graph.__code__.replace()
-    compiled = torch.compile(graph, backend=backend, fullgraph=True, dynamic=None if any_rows else False)
+    compiled = torch.compile(graph, backend=backend, fullgraph=True, dynamic=None if free else False)
     with torch.no_grad():
         compiled(*example)
     return compiled
 
 
 class _Direct:
-    """``function`` compiled by inductor for a CPU and for inputs like ``example``, and called without ``torch.compile``.
+    """``function`` compiled by inductor for a CPU, and called without what ``torch.compile`` does in each call.
 
-    What that does in each call, looking for the right graph and rebuilding views in Python, costs 60 us, as much as a
-    step of 4096 small environments; here it is 12. Inputs are checked instead: another shape, type or device is a
-    ValueError, other strides are copied. Where gradients are asked for, the function itself is called.
+    That is to look for the right graph and to rebuild views, in Python: 60 us, as much as a step of 4096 small
+    environments takes; here it is 12. Inputs are checked instead: another shape or type is a ValueError, other
+    strides are copied. No gradient passes; where one is asked for, the function itself is called.
     """
 
-    def __init__(self, function: Callable[..., Any], example: tuple[Any, ...]):
-        self.function = function
+    def __init__(self, function: Callable[..., Any], example: tuple[Any, ...], free: Sequence[int | None]):
+        self.function, self.plain = function, all(isinstance(part, Tensor) for part in example)
         leaves, self.form = tree_flatten(example)
-        leaves = [leaf.contiguous() for leaf in leaves]
-        self.expected = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+        self.likes = [leaf.contiguous() for leaf in leaves]
+        self.free = [None if dim is None else dim % leaf.ndim
+                     for leaf, dim in zip(leaves, free or [None] * len(leaves), strict=True)]
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        fakes = [mode.from_tensor(like, static_shapes=True) if dim is None else mode.from_tensor(
+            like, symbolic_context=StatelessSymbolicContext(dynamic_sizes=[
+                DimDynamic.DYNAMIC if k == dim else DimDynamic.STATIC for k in range(like.ndim)]))
+            for like, dim in zip(self.likes, self.free, strict=True)]
         with torch.no_grad():
-            graph = make_fx(self._flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+            with mode:
+                graph = make_fx(self._flat)(*fakes)
             self.compiled = torch._inductor.standalone_compile(
-                graph, leaves, dynamic_shapes="from_example_inputs", options={"config_patches": {"cpp_wrapper": True}})
-            self.compiled(*leaves)
+                graph, fakes, dynamic_shapes="from_graph", options={"config_patches": {"cpp_wrapper": True}})
 
     def _flat(self, *leaves: Tensor) -> list[Tensor]:
-        """The graph: its results in one list, bools as bytes, those of one shape in one tensor at the end.
-
-        Inductor writes bools to memory one by one, and bytes made of floats eight at a time.
-        """
         results, self.results = tree_flatten(self.function(*tree_unflatten(leaves, self.form)))
-        alike: dict[torch.Size, list[int]] = {}
-        for k, result in enumerate(results):
-            if result.dtype == torch.bool:
-                alike.setdefault(result.shape, []).append(k)
-        self.bools = list(alike.values())
-        self.others = [k for k, result in enumerate(results) if result.dtype != torch.bool]
-        return [results[k] for k in self.others] + [
-            torch.stack([results[k].to(torch.float32).to(torch.uint8) for k in group]) for group in self.bools]
+        # inductor writes bools to memory one by one, bytes made of floats eight at a time
+        return [result.to(torch.float32).to(torch.uint8).view(torch.bool) if result.dtype == torch.bool else result
+                for result in results]
 
     def __call__(self, *inputs: Any) -> Any:
-        leaves = tree_flatten(inputs)[0]
+        leaves = inputs if self.plain else tree_flatten(inputs)[0]
         if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
             return self.function(*inputs)
-        for leaf, expected in zip(leaves, self.expected, strict=True):
-            if (leaf.shape, leaf.dtype, leaf.device) != expected:
-                raise ValueError(f"compiled for {expected}, got {(leaf.shape, leaf.dtype, leaf.device)}")
-        given = self.compiled(*[leaf.contiguous() for leaf in leaves])
-        results: list[Any] = [None] * (len(self.others) + sum(map(len, self.bools)))
-        for k, result in zip(self.others, given[:len(self.others)], strict=True):
-            results[k] = result
-        for group, result in zip(self.bools, given[len(self.others):], strict=True):
-            for k, row in zip(group, result.view(torch.bool).unbind(), strict=True):
-                results[k] = row
+        results = self.compiled(*map(_fit, leaves, self.likes, self.free))
         return tree_unflatten(results, self.results)
+
+
+def _fit(leaf: Tensor, like: Tensor, free: int | None) -> Tensor:
+    """``leaf`` as the code expects it, which reads memory as it comes."""
+    shape = like.shape if free is None else (*like.shape[:free], leaf.shape[free], *like.shape[free + 1:])
+    if leaf.shape != shape or leaf.dtype is not like.dtype or not leaf.is_cpu:
+        raise ValueError(f"compiled for {like.dtype} {list(shape)} on a CPU, got {leaf.dtype} {list(leaf.shape)} on "
+                         f"{leaf.device}")
+    return leaf.contiguous()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.base import CHOICE, DONE_KEYS, OBSERVATION, PARAMS, REWARD, SUCCESS, Tensors, count
+from envs.base import CHOICE, OBSERVATION, PARAMS, REWARD, SUCCESS, Tensors, count
 from envs.compiling import one_graph
 from envs.hybrid.base import HybridEnv, Step
 
@@ -18,13 +18,14 @@ AHEAD = 1024  # least number of starts that a CPU draws at once
 class PureRules(HybridEnv):
     """A task of small pure functions; rows are the last dimension of its states.
 
-    All numbers of a row stand in a column of one tensor, so that a reset writes once. What agents see is made by the
-    step itself, and a reset writes what the new episodes show. On a CPU new episodes are drawn ahead of use, because
-    many at once cost what few do. A subclass implements ``_begin``, and calls `_set_rules` when it is constructed.
+    All numbers of a row stand in a column of one tensor. What agents see is made by the step itself, and a reset writes
+    what the new episodes show. On a CPU new episodes are drawn ahead of use, because many at once cost what few do. A
+    step is one graph and a reset another: at 4096 rows each call of torch costs 5 to 15 us, cold caches included, and
+    all numbers of a step 50. A subclass implements ``_begin``, and calls `_set_rules` when it is constructed.
 
     Attributes:
         numbers: float32 [C, N], the state. ``state`` shows it as a NamedTuple of views [N] or [d, N], and can be set.
-        seen: observations [N, 1, S] of it. ``success``: bool [N, 1].
+        seen: observations [N, 1, S] of it. ``success``: the same as float32 [N, 1].
     """
 
     def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
@@ -36,15 +37,28 @@ class PureRules(HybridEnv):
         def play(numbers: Tensor, steps: Tensor, choice: Tensor, params: Tensor) -> tuple[Tensor, ...]:
             step = rules(_unpack(numbers, kind, sizes), choice.squeeze(1), params.squeeze(1).clamp(-1.0, 1.0))
             steps, *flags = count(steps, step.terminated, **limits)
-            return (_pack(step.state), steps, look(step.state).unsqueeze(1), step.reward.view(-1, 1, 1),
-                    *(flag.unsqueeze(-1) for flag in (*flags, step.success)))
+            seen, success = look(step.state).unsqueeze(1), step.success.unsqueeze(-1)
+            return (_pack(step.state), seen, success.to(torch.float32), steps, step.reward.view(-1, 1, 1),
+                    *(flag.unsqueeze(-1) for flag in flags), seen.clone(), success.clone())
 
         self.rules, self.look = rules, look
-        self.success = self.success.view(-1, 1)
+        self._see_again()
+        self.success = torch.zeros(self.num_envs, 1, device=self.device)
+        self.places = torch.arange(max(self.num_envs, AHEAD), device=self.device)  # of starts drawn ahead
+        # a reset of no row costs what it costs to ask whether there is one; with many rows the answer is known
+        self.cheap_reset = self.cheap_reset or self.num_envs >= (self.max_steps or torch.inf)
         choice = torch.zeros(self.num_envs, 1, dtype=torch.int64, device=self.device)
         params = torch.zeros(self.num_envs, 1, self.param_mask.shape[-1], device=self.device)
         self.play = one_graph(play, backend, self.numbers, self.steps, choice, params)
-        self._see_again()
+        self.put = one_graph(put, backend, *(part.clone() for part in self._parts()), *self._nothing_ahead(),
+                             self.places[:2], self.places[:2, None], free=(*[None] * 6, 0, 0))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.numbers, self.seen, self.success, self.steps
+
+    def _nothing_ahead(self) -> tuple[Tensor, Tensor]:
+        return (self.numbers.new_zeros(len(self.numbers), len(self.places)),
+                self.seen.new_zeros(len(self.places), *self.seen.shape[1:]))
 
     def _see_again(self) -> None:
         self.seen = self.look(self.state).unsqueeze(1)
@@ -78,29 +92,30 @@ class PureRules(HybridEnv):
     def _see(self, state: NamedTuple) -> Tensor:
         return self.look(state)
 
+    def reset_tensors(self, mask: Tensor | None = None) -> Tensors:
+        """As in the base; of some rows of a CPU in one graph."""
+        if mask is None or self.device.type != "cpu":
+            return super().reset_tensors(mask)
+        return self._begin_again(mask)
+
     def _restart(self, mask: Tensor | None) -> None:
         if mask is None:
             self.state, self.success = self._begin(self.num_envs), torch.zeros_like(self.success)
-            return
-        if self.cheap_reset:  # draw for all rows: to ask which ones would stop the device
+        elif self.device.type == "cpu":
+            self._begin_again(mask)
+        else:  # draw for all rows: to ask which ones would stop the device
             self.numbers = torch.where(mask, _pack(self._begin(self.num_envs)), self.numbers)
+            self.success = self.success.masked_fill(mask.unsqueeze(-1), 0.0)
             self._see_again()
-            self.success = self.success & ~mask.unsqueeze(-1)
-        else:
-            rows = mask.nonzero().squeeze(-1)
-            numbers, seen = self._starts(len(rows))
-            self.numbers.index_copy_(1, rows, numbers)
-            self.seen.index_copy_(0, rows, seen)
-            self.success = self.success.index_fill(0, rows, 0)  # may be what a step handed out as terminated
 
-    def _starts(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The next new episodes: numbers [C, rows], observations [rows, 1, S]."""
-        if self.ahead is None or self.used + rows > len(self.ahead[1]):
-            drawn = self._begin(max(self.num_envs, AHEAD))
+    def _begin_again(self, mask: Tensor) -> Tensors:
+        rows = mask.nonzero()
+        if self.ahead is None or self.used + len(rows) > len(self.places):
+            drawn = self._begin(len(self.places))
             self.ahead, self.used = (_pack(drawn), self.look(drawn).unsqueeze(1)), 0
-        numbers, seen = self.ahead
-        self.used += rows
-        return numbers[:, self.used - rows:self.used], seen[self.used - rows:self.used]
+        self.used += len(rows)
+        seen, success = self.put(*self._parts(), *self.ahead, self.places[self.used - len(rows):self.used], rows)
+        return {OBSERVATION: seen, SUCCESS: success}
 
     def _set_seed(self, seed: int | None) -> None:
         super()._set_seed(seed)
@@ -108,40 +123,58 @@ class PureRules(HybridEnv):
 
     def step_tensors(self, actions: Tensors) -> Tensors:
         """As in the base, with counters and flags in the same graph as the rules."""
-        self.steps, reward, *flags = self._played(actions)
-        return self._observe() | {REWARD: reward} | dict(zip(DONE_KEYS, flags, strict=True))
+        self.steps, reward, done, terminated, truncated, seen, success = self._play(actions)
+        return {OBSERVATION: seen, SUCCESS: success, REWARD: reward, "done": done, "terminated": terminated,
+                "truncated": truncated}
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
-        _, reward, _, terminated, _ = self._played(actions)
+        _, reward, _, terminated, *_ = self._play(actions)
         return reward.squeeze(-1), terminated.squeeze(-1)
 
-    def _played(self, actions: Tensors) -> tuple[Tensor, ...]:
-        self.numbers, steps, self.seen, *rest, self.success = self.play(self.numbers, self.steps, actions[CHOICE],
-                                                                        actions[PARAMS])
-        return steps, *rest
+    def _play(self, actions: Tensors) -> list[Tensor]:
+        self.numbers, self.seen, self.success, *rest = self.play(self.numbers, self.steps, actions[CHOICE],
+                                                                 actions[PARAMS])
+        return rest
 
     def _observe(self) -> Tensors:
-        # clones: the state must not change with what others do to what they were shown
-        return {OBSERVATION: self.seen.clone(), SUCCESS: self.success.clone()}
+        # fresh tensors: the state must not change with what others do to what they were shown
+        return {OBSERVATION: self.seen.clone(), SUCCESS: self.success.bool()}
 
     def _capture(self) -> dict[str, Any]:
         ahead = {} if self.ahead is None else {"ahead": self.ahead[0][:, self.used:].clone()}
-        return {"numbers": self.numbers.clone(), "success": self.success.flatten().clone(),
+        return {"numbers": self.numbers.clone(), "success": self.success.flatten().bool(),
                 "random": self.generator.get_state()} | ahead
 
     def _restore(self, state: dict[str, Any], mask: Tensor | None = None) -> None:
-        numbers, success = (state[name].to(self.device).clone() for name in ("numbers", "success"))
-        success = success.view(-1, 1)
+        numbers = state["numbers"].to(self.device).clone()
+        success = state["success"].to(self.device, torch.float32).view(-1, 1)
         if mask is None:
             self.generator.set_state(state["random"].cpu())
             self.ahead, self.used = None, 0
             if (ahead := state.get("ahead")) is not None:
-                ahead = ahead.to(self.device).clone()
-                self.ahead = ahead, self.look(_unpack(ahead, self.kind, self.sizes)).unsqueeze(1)
+                self.used = len(self.places) - ahead.shape[1]
+                self.ahead = self._nothing_ahead()
+                self.ahead[0][:, self.used:] = ahead.to(self.device)
+                self.ahead[1][self.used:, 0] = self.look(_unpack(self.ahead[0][:, self.used:], self.kind, self.sizes))
         else:
-            numbers, success = torch.where(mask, numbers, self.numbers), torch.where(mask.unsqueeze(-1), success, self.success)
+            numbers = torch.where(mask, numbers, self.numbers)
+            success = torch.where(mask.unsqueeze(-1), success, self.success)
         self.numbers, self.success = numbers, success
         self._see_again()
+
+
+def put(numbers: Tensor, seen: Tensor, success: Tensor, steps: Tensor, ahead: Tensor, ahead_seen: Tensor,
+        places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the starts at ``places`` [k] of those drawn ahead, [C, M] and [M, 1, S], into ``rows`` [k, 1], in place.
+
+    What all rows show then, fresh: observations [N, 1, S] and success bool [N, 1].
+    """
+    rows = rows.squeeze(-1)
+    numbers.index_copy_(1, rows, ahead.index_select(1, places))
+    seen.index_copy_(0, rows, ahead_seen.index_select(0, places))
+    success.index_fill_(0, rows, 0.0)
+    steps.index_fill_(0, rows, 0)
+    return seen.clone(), success.bool()
 
 
 def _pack(state: NamedTuple) -> Tensor:
