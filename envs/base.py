@@ -130,7 +130,7 @@ class BatchedEnv(EnvBase):
         if rows is None:
             return self._pack(self.step_tensors({key: tensordict[key] for key in self.action_keys}))
         rows = rows.reshape(self.num_envs)
-        before, steps = self._capture(), self.steps
+        before, steps = self._capture(), self.steps.clone()
         out = self.step_tensors({key: tensordict[key] for key in self.action_keys})
         self._restore(before, ~rows)
         self.steps = torch.where(rows, self.steps, steps)

@@ -55,20 +55,23 @@ class _Direct:
 
     That is to look for the right graph and to rebuild views, in Python: 60 us, as much as a step of 4096 small
     environments takes; here it is 12. Inputs are checked instead: another shape or type is a ValueError, other
-    strides are copied. No gradient passes; where one is asked for, the function itself is called.
+    strides are copied (so what the function writes into must be contiguous). No gradient passes; where one is asked
+    for, the function itself is called.
     """
 
     def __init__(self, function: Callable[..., Any], example: tuple[Any, ...], free: Sequence[int | None]):
         self.function, self.plain = function, all(isinstance(part, Tensor) for part in example)
         leaves, self.form = tree_flatten(example)
-        self.likes = [leaf.contiguous() for leaf in leaves]
-        self.free = [None if dim is None else dim % leaf.ndim
-                     for leaf, dim in zip(leaves, free or [None] * len(leaves), strict=True)]
+        leaves = [leaf.contiguous() for leaf in leaves]
+        free = [None if dim is None else dim % leaf.ndim
+                for leaf, dim in zip(leaves, free or [None] * len(leaves), strict=True)]
+        self.expected = [(leaf.dtype, leaf.ndim, leaf.shape if dim is None else None)
+                         for leaf, dim in zip(leaves, free, strict=True)]
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         fakes = [mode.from_tensor(like, static_shapes=True) if dim is None else mode.from_tensor(
             like, symbolic_context=StatelessSymbolicContext(dynamic_sizes=[
                 DimDynamic.DYNAMIC if k == dim else DimDynamic.STATIC for k in range(like.ndim)]))
-            for like, dim in zip(self.likes, self.free, strict=True)]
+            for like, dim in zip(leaves, free, strict=True)]
         with torch.no_grad():
             with mode:
                 graph = make_fx(self._flat)(*fakes)
@@ -76,7 +79,9 @@ class _Direct:
                 graph, fakes, dynamic_shapes="from_graph", options={"config_patches": {"cpp_wrapper": True}})
 
     def _flat(self, *leaves: Tensor) -> list[Tensor]:
-        results, self.results = tree_flatten(self.function(*tree_unflatten(leaves, self.form)))
+        given = self.function(*tree_unflatten(leaves, self.form))
+        self.flat = type(given) is tuple and all(isinstance(part, Tensor) for part in given)
+        results, self.results = tree_flatten(given)
         # inductor writes bools to memory one by one, bytes made of floats eight at a time
         return [result.to(torch.float32).to(torch.uint8).view(torch.bool) if result.dtype == torch.bool else result
                 for result in results]
@@ -85,14 +90,9 @@ class _Direct:
         leaves = inputs if self.plain else tree_flatten(inputs)[0]
         if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
             return self.function(*inputs)
-        results = self.compiled(*map(_fit, leaves, self.likes, self.free))
-        return tree_unflatten(results, self.results)
-
-
-def _fit(leaf: Tensor, like: Tensor, free: int | None) -> Tensor:
-    """``leaf`` as the code expects it, which reads memory as it comes."""
-    shape = like.shape if free is None else (*like.shape[:free], leaf.shape[free], *like.shape[free + 1:])
-    if leaf.shape != shape or leaf.dtype is not like.dtype or not leaf.is_cpu:
-        raise ValueError(f"compiled for {like.dtype} {list(shape)} on a CPU, got {leaf.dtype} {list(leaf.shape)} on "
-                         f"{leaf.device}")
-    return leaf.contiguous()
+        for leaf, (dtype, ndim, shape) in zip(leaves, self.expected, strict=True):
+            if leaf.dtype is not dtype or leaf.ndim != ndim or shape not in (None, leaf.shape) or not leaf.is_cpu:
+                raise ValueError(f"compiled for {dtype} {list(shape or [])} on a CPU, got {leaf.dtype} "
+                                 f"{list(leaf.shape)} on {leaf.device}")
+        results = self.compiled(*[leaf.contiguous() for leaf in leaves])
+        return results if self.flat else tree_unflatten(results, self.results)

@@ -28,37 +28,40 @@ class PureRules(HybridEnv):
         seen: observations [N, 1, S] of it. ``success``: the same as float32 [N, 1].
     """
 
+    ahead: Ahead | None = None
+
     def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
                    backend: str | None) -> None:
         """``rules`` takes states, choices [N] and parameters [N, P] in [-1, 1]; ``look`` makes observations [N, S]."""
         kind, sizes = self.kind, self.sizes  # a graph that knew the environment would look after it in every step
         limits = {"max_steps": self.max_steps, "truncate": self.truncate}
 
-        def play(numbers: Tensor, steps: Tensor, choice: Tensor, params: Tensor) -> tuple[Tensor, ...]:
+        def play(numbers: Tensor, seen: Tensor, success: Tensor, steps: Tensor, choice: Tensor,
+                 params: Tensor) -> tuple[Tensor, ...]:
             step = rules(_unpack(numbers, kind, sizes), choice.squeeze(1), params.squeeze(1).clamp(-1.0, 1.0))
-            steps, *flags = count(steps, step.terminated, **limits)
-            seen, success = look(step.state).unsqueeze(1), step.success.unsqueeze(-1)
-            return (_pack(step.state), seen, success.to(torch.float32), steps, step.reward.view(-1, 1, 1),
-                    *(flag.unsqueeze(-1) for flag in flags), seen.clone(), success.clone())
+            counted, *flags = count(steps, step.terminated, **limits)
+            shown, succeeds = look(step.state).unsqueeze(1), step.success.unsqueeze(-1)
+            # in place: to set an attribute of an environment is as slow as to add two tensors
+            seen.copy_(shown), success.copy_(succeeds), steps.copy_(counted)
+            return (_pack(step.state), shown, succeeds.clone(), step.reward.view(-1, 1, 1),
+                    *(flag.unsqueeze(-1) for flag in flags))
 
         self.rules, self.look = rules, look
         self._see_again()
         self.success = torch.zeros(self.num_envs, 1, device=self.device)
-        self.places = torch.arange(max(self.num_envs, AHEAD), device=self.device)  # of starts drawn ahead
         # a reset of no row costs what it costs to ask whether there is one; with many rows the answer is known
         self.cheap_reset = self.cheap_reset or self.num_envs >= (self.max_steps or torch.inf)
         choice = torch.zeros(self.num_envs, 1, dtype=torch.int64, device=self.device)
         params = torch.zeros(self.num_envs, 1, self.param_mask.shape[-1], device=self.device)
-        self.play = one_graph(play, backend, self.numbers, self.steps, choice, params)
-        self.put = one_graph(put, backend, *(part.clone() for part in self._parts()), *self._nothing_ahead(),
-                             self.places[:2], self.places[:2, None], free=(*[None] * 6, 0, 0))
+        self.ahead = Ahead(self.numbers.new_zeros(len(self.numbers), max(self.num_envs, AHEAD)), self.look(self.state))
+        parts = [part.clone() for part in self._parts()]
+        self.play = one_graph(play, backend, *parts, choice, params)
+        rows = torch.arange(2, device=self.device).unsqueeze(-1)
+        backend = backend if self.device.type == "cpu" else None  # elsewhere nothing is drawn ahead
+        self.put = one_graph(put, backend, *parts, *self.ahead.tensors, rows, free=(*[None] * 7, 0))
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.numbers, self.seen, self.success, self.steps
-
-    def _nothing_ahead(self) -> tuple[Tensor, Tensor]:
-        return (self.numbers.new_zeros(len(self.numbers), len(self.places)),
-                self.seen.new_zeros(len(self.places), *self.seen.shape[1:]))
 
     def _see_again(self) -> None:
         self.seen = self.look(self.state).unsqueeze(1)
@@ -109,31 +112,33 @@ class PureRules(HybridEnv):
             self._see_again()
 
     def _begin_again(self, mask: Tensor) -> Tensors:
-        rows = mask.nonzero()
-        if self.ahead is None or self.used + len(rows) > len(self.places):
-            drawn = self._begin(len(self.places))
-            self.ahead, self.used = (_pack(drawn), self.look(drawn).unsqueeze(1)), 0
-        self.used += len(rows)
-        seen, success = self.put(*self._parts(), *self.ahead, self.places[self.used - len(rows):self.used], rows)
+        rows, ahead = mask.nonzero(), self.ahead
+        if len(rows) > ahead.left:
+            drawn = self._begin(ahead.tensors[0].shape[1])
+            ahead.fill(_pack(drawn), self.look(drawn).unsqueeze(1))
+        ahead.left -= len(rows)
+        seen, success = self.put(*self._parts(), *ahead.tensors, rows)
         return {OBSERVATION: seen, SUCCESS: success}
 
     def _set_seed(self, seed: int | None) -> None:
         super()._set_seed(seed)
-        self.ahead, self.used = None, 0  # starts that are drawn, and how many are in use
+        if self.ahead is not None:
+            self.ahead.left = 0
 
     def step_tensors(self, actions: Tensors) -> Tensors:
         """As in the base, with counters and flags in the same graph as the rules."""
-        self.steps, reward, done, terminated, truncated, seen, success = self._play(actions)
+        seen, success, reward, done, terminated, truncated = self._play(actions)
         return {OBSERVATION: seen, SUCCESS: success, REWARD: reward, "done": done, "terminated": terminated,
                 "truncated": truncated}
 
     def _simulate(self, actions: Tensors) -> tuple[Tensor, Tensor]:
-        _, reward, _, terminated, *_ = self._play(actions)
+        steps = self.steps.clone()  # who asks for a step alone counts
+        _, _, reward, _, terminated, _ = self._play(actions)
+        self.steps = steps
         return reward.squeeze(-1), terminated.squeeze(-1)
 
     def _play(self, actions: Tensors) -> list[Tensor]:
-        self.numbers, self.seen, self.success, *rest = self.play(self.numbers, self.steps, actions[CHOICE],
-                                                                 actions[PARAMS])
+        self.numbers, *rest = self.play(*self._parts(), actions[CHOICE], actions[PARAMS])
         return rest
 
     def _observe(self) -> Tensors:
@@ -141,7 +146,8 @@ class PureRules(HybridEnv):
         return {OBSERVATION: self.seen.clone(), SUCCESS: self.success.bool()}
 
     def _capture(self) -> dict[str, Any]:
-        ahead = {} if self.ahead is None else {"ahead": self.ahead[0][:, self.used:].clone()}
+        left = self.ahead.left
+        ahead = {"ahead": self.ahead.tensors[0][:, -left:].clone()} if left else {}
         return {"numbers": self.numbers.clone(), "success": self.success.flatten().bool(),
                 "random": self.generator.get_state()} | ahead
 
@@ -150,12 +156,10 @@ class PureRules(HybridEnv):
         success = state["success"].to(self.device, torch.float32).view(-1, 1)
         if mask is None:
             self.generator.set_state(state["random"].cpu())
-            self.ahead, self.used = None, 0
-            if (ahead := state.get("ahead")) is not None:
-                self.used = len(self.places) - ahead.shape[1]
-                self.ahead = self._nothing_ahead()
-                self.ahead[0][:, self.used:] = ahead.to(self.device)
-                self.ahead[1][self.used:, 0] = self.look(_unpack(self.ahead[0][:, self.used:], self.kind, self.sizes))
+            self.ahead.left = 0
+            if (ahead := state.get("ahead")) is not None and ahead.shape[1]:
+                ahead = ahead.to(self.device)
+                self.ahead.fill(ahead, self.look(_unpack(ahead, self.kind, self.sizes)).unsqueeze(1))
         else:
             numbers = torch.where(mask, numbers, self.numbers)
             success = torch.where(mask.unsqueeze(-1), success, self.success)
@@ -163,17 +167,37 @@ class PureRules(HybridEnv):
         self._see_again()
 
 
+class Ahead:
+    """Starts that are drawn ahead of use, of which the last ``left`` are.
+
+    ``tensors``: their numbers [C, M], observations [M, 1, S], and how many of them are used, int64 [1].
+    """
+
+    def __init__(self, numbers: Tensor, seen: Tensor):
+        self.tensors = (numbers, seen.new_zeros(numbers.shape[1], 1, seen.shape[-1]),
+                        torch.zeros(1, dtype=torch.int64, device=seen.device))
+        self.left = 0
+
+    def fill(self, numbers: Tensor, seen: Tensor) -> None:
+        """Put these in the place of what is left; they may be less than all."""
+        self.left = len(seen)
+        self.tensors[0][:, -self.left:], self.tensors[1][-self.left:] = numbers, seen
+        self.tensors[2].fill_(len(self.tensors[1]) - self.left)
+
+
 def put(numbers: Tensor, seen: Tensor, success: Tensor, steps: Tensor, ahead: Tensor, ahead_seen: Tensor,
-        places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the starts at ``places`` [k] of those drawn ahead, [C, M] and [M, 1, S], into ``rows`` [k, 1], in place.
+        used: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the next of the starts `Ahead` into ``rows`` [k, 1], and count them, in place.
 
     What all rows show then, fresh: observations [N, 1, S] and success bool [N, 1].
     """
-    rows = rows.squeeze(-1)
+    k = rows.shape[0]  # len() would be a number that a graph takes for granted
+    places, rows = used + torch.arange(k, device=rows.device), rows.squeeze(-1)
     numbers.index_copy_(1, rows, ahead.index_select(1, places))
     seen.index_copy_(0, rows, ahead_seen.index_select(0, places))
     success.index_fill_(0, rows, 0.0)
     steps.index_fill_(0, rows, 0)
+    used.add_(k)
     return seen.clone(), success.bool()
 
 
