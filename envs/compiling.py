@@ -25,16 +25,17 @@ def backend_of(compile: bool | str) -> str | None:
 
 
 def one_graph(function: Callable[..., Any], backend: str | None, *example: Any,
-              free: Sequence[int | None] = ()) -> Callable[..., Any]:
+              free: Sequence[int | None] = (), quick_bools: bool = False) -> Callable[..., Any]:
     """``function`` compiled as one graph, now, so that a failure shows here and not later; itself without a backend.
 
     Inputs are like ``example``, but for the sizes that ``free`` leaves open: a dimension of each tensor, or None. On a
-    CPU inductor's code is called directly, see `_Direct`.
+    CPU inductor's code is called directly, see `_Direct`. There it writes bools to memory one by one; with
+    ``quick_bools`` eight at a time, which it cannot do for every function: then it raises a compile error.
     """
     if backend is None:
         return function
     if backend == "inductor" and all(leaf.device.type == "cpu" for leaf in tree_flatten(example)[0]):
-        return _Direct(function, example, free)
+        return _Direct(function, example, free, quick_bools)
     for tensor, dim in zip(example, free, strict=False):  # dynamic=True would also make inputs of constants
         if dim is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dim % tensor.ndim)
@@ -59,7 +60,9 @@ class _Direct:
     for, the function itself is called.
     """
 
-    def __init__(self, function: Callable[..., Any], example: tuple[Any, ...], free: Sequence[int | None]):
+    def __init__(self, function: Callable[..., Any], example: tuple[Any, ...], free: Sequence[int | None],
+                 quick_bools: bool):
+        self.quick_bools = quick_bools
         self.function, self.plain = function, all(isinstance(part, Tensor) for part in example)
         leaves, self.form = tree_flatten(example)
         leaves = [leaf.contiguous() for leaf in leaves]
@@ -82,7 +85,8 @@ class _Direct:
         given = self.function(*tree_unflatten(leaves, self.form))
         self.flat = type(given) is tuple and all(isinstance(part, Tensor) for part in given)
         results, self.results = tree_flatten(given)
-        # inductor writes bools to memory one by one, bytes made of floats eight at a time
+        if not self.quick_bools:
+            return results
         return [result.to(torch.float32).to(torch.uint8).view(torch.bool) if result.dtype == torch.bool else result
                 for result in results]
 

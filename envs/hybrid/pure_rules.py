@@ -55,10 +55,11 @@ class PureRules(HybridEnv):
         params = torch.zeros(self.num_envs, 1, self.param_mask.shape[-1], device=self.device)
         self.ahead = Ahead(self.numbers.new_zeros(len(self.numbers), max(self.num_envs, AHEAD)), self.look(self.state))
         parts = [part.clone() for part in self._parts()]
-        self.play = one_graph(play, backend, *parts, choice, params)
+        self.play = one_graph(play, backend, *parts, choice, params, quick_bools=True)
         rows = torch.arange(2, device=self.device).unsqueeze(-1)
         backend = backend if self.device.type == "cpu" else None  # elsewhere nothing is drawn ahead
-        self.put = one_graph(put, backend, *parts, *self.ahead.tensors, rows, free=(*[None] * 7, 0))
+        self.put = one_graph(put, backend, *parts, *self.ahead.tensors, rows, free=(*[None] * 7, 0),
+                             quick_bools=True)
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.numbers, self.seen, self.success, self.steps

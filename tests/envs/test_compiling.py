@@ -84,11 +84,13 @@ class Pair(NamedTuple):
     two: torch.Tensor
 
 
-def test_nested_inputs_and_results_and_bools():
+@pytest.mark.parametrize("quick", [False, True])
+def test_nested_inputs_and_results_and_bools(quick):
     def both(pair, scale):
         return Pair(pair.one * scale, pair.one > pair.two), pair.two >= scale, pair.two.unsqueeze(-1)
 
-    graph = one_graph(both, "inductor", Pair(torch.zeros(20), torch.zeros(20)), torch.ones(20))
+    graph = one_graph(both, "inductor", Pair(torch.zeros(20), torch.zeros(20)), torch.ones(20),
+                      quick_bools=quick)
     for seed in range(3):
         one, two, scale = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed))
         (product, more), least, column = graph(Pair(one, two), scale)

@@ -83,7 +83,7 @@ def test_a_reset_of_some_rows_changes_nothing_that_was_handed_out(task):
         assert all(torch.equal(shown[key], again[key]) for key in shown)
 
 
-@pytest.mark.parametrize("task", ["catch_point", "moving"])
+@pytest.mark.parametrize("task", ["catch_point", "hard_move-4", "moving", "sliding", "actuators-4"])
 @pytest.mark.parametrize("truncate", [True, False])
 def test_a_compiled_environment_plays_the_same_game(task, truncate):
     """By inductor's code, over its ends, with resets of none, one and many rows."""
