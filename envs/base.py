@@ -104,22 +104,17 @@ class BatchedEnv(EnvBase):
     def reset_tensors(self, mask: Tensor | None = None) -> Tensors:
         """Restart the rows where ``mask`` [N] is True (None: all) and return the observations of all rows."""
         self._restart(mask)
-        self.steps = torch.zeros_like(self.steps) if mask is None else torch.where(mask, 0, self.steps)
+        self.steps = torch.zeros_like(self.steps) if mask is None else self.steps.masked_fill(mask, 0)
         return self._observe()
 
     def step_tensors(self, actions: Tensors) -> Tensors:
         """One step of all rows: observations, reward [N, A, 1] and the three done flags [N, 1]."""
-        reward, terminated, *cut = self._simulate(actions)
-        self.steps = self.steps + 1
-        if self.max_steps is not None:
-            cut.append(self.steps >= self.max_steps)
-        limit = reduce(torch.logical_or, cut) if cut else torch.zeros_like(terminated)
-        if not self.truncate:
-            terminated, limit = terminated | limit, torch.zeros_like(limit)
+        reward, *ends = self._simulate(actions)
+        self.steps, *flags = count(self.steps, *ends, max_steps=self.max_steps, truncate=self.truncate)
         out = self._observe()
         out[REWARD] = reward.unsqueeze(-1)
-        out["done"] = (terminated | limit).unsqueeze(-1)
-        out["terminated"], out["truncated"] = terminated.unsqueeze(-1), limit.unsqueeze(-1)
+        for key, flag in zip(DONE_KEYS, flags, strict=True):
+            out[key] = flag.unsqueeze(-1)
         return out
 
     # ------------------------------------------------------------------ the TorchRL interface
@@ -135,7 +130,7 @@ class BatchedEnv(EnvBase):
         if rows is None:
             return self._pack(self.step_tensors({key: tensordict[key] for key in self.action_keys}))
         rows = rows.reshape(self.num_envs)
-        before, steps = self._capture(), self.steps
+        before, steps = self._capture(), self.steps.clone()
         out = self.step_tensors({key: tensordict[key] for key in self.action_keys})
         self._restore(before, ~rows)
         self.steps = torch.where(rows, self.steps, steps)
@@ -202,6 +197,19 @@ class BatchedEnv(EnvBase):
     def _in_group(self, name: str, spec: TensorSpec) -> Composite:
         group = Composite({name: spec}, shape=(self.num_envs, self.n_agents), device=self.device)
         return Composite({GROUP: group}, shape=(self.num_envs,), device=self.device)
+
+
+def count(steps: Tensor, terminated: Tensor, *cut: Tensor, max_steps: int | None,
+          truncate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step more: counters [N], and whether an episode is done, terminated, truncated there, bool [N].
+
+    ``cut``: who is truncated for other reasons than ``max_steps``; ``truncate``: see `BatchedEnv`.
+    """
+    steps = steps + 1
+    cuts = [*cut] if max_steps is None else [*cut, steps >= max_steps]
+    limit = reduce(torch.logical_or, cuts) if cuts else torch.zeros_like(terminated)
+    done = terminated | limit
+    return (steps, done, terminated, limit) if truncate else (steps, done, done.clone(), torch.zeros_like(done))
 
 
 def continuous(low: Tensor, high: Tensor) -> Bounded:

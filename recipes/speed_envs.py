@@ -51,7 +51,7 @@ def batched(task: str, num_envs: int, compile: bool) -> Callable[[], int]:
         for _ in range(count):
             done = env.step_tensors(actions[taken % POOL])["done"]
             taken += 1
-            if resets and done.any():
+            if resets and (env.cheap_reset or done.any()):  # as the collector
                 env.reset_tensors(done.squeeze(-1))
         return count * num_envs
 

@@ -15,6 +15,7 @@ from envs.hybrid import check_options
 from envs.hybrid.base import HybridEnv
 
 ASK_EVERY = {"cpu": 4}  # sub-steps between two questions whether a row is still going; a device must be waited for: 16
+FREE = (None, -1, -1, -1, -1)  # the rows of a `Move`
 KEEP, FEW = 0.8, 16  # share of rows still going below which a CPU drops the others; fewer rows are not worth it
 
 # sub-step int32 [], work [C, M], keys int32 [D, M] -> work, whether rows go on, bool [M]
@@ -122,7 +123,8 @@ class MacroEnv(HybridEnv):
         super().__init__(**options)
         self.noise = torch.Generator(self.device)
         self.cut = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        self.move = one_graph(masked(sub_step), backend, *example(channels, self.device), any_rows=True)
+        self.move = one_graph(masked(sub_step), backend, *example(channels, self.device),
+                              free=FREE)
 
     def draw_keys(self) -> Tensor:
         """The keys of this step, int32 [2, N]."""

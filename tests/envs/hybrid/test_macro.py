@@ -6,7 +6,7 @@ from scipy.stats import kstest, norm
 
 from envs.compiling import one_graph
 from envs.hybrid import macro
-from envs.hybrid.macro import FEW, example, macro_options, masked, normals, run_sub_steps, uniforms
+from envs.hybrid.macro import FEW, FREE, example, macro_options, masked, normals, run_sub_steps, uniforms
 
 torch.set_num_threads(1)
 
@@ -96,9 +96,9 @@ def test_a_rows_numbers_depend_on_its_keys_alone():
     assert not torch.equal(uniforms(at(7), keys, 6), uniforms(at(8), keys, 6))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_one_graph_for_any_number_of_rows(backend):
-    graph = one_graph(masked(countdown), backend, *example(3, torch.device("cpu")), any_rows=True)
+    graph = one_graph(masked(countdown), backend, *example(3, torch.device("cpu")), free=FREE)
     for rows in (40, 17, 300):
         times = torch.arange(1.0, rows + 1)
         work = torch.stack([times, 0 * times, 0 * times])

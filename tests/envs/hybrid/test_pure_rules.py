@@ -68,3 +68,37 @@ def test_another_seed_forgets_what_was_drawn():
     one.reset_tensors(some)
     one.set_seed(5), two.set_seed(5)
     assert torch.equal(one.reset_tensors(some)[OBSERVATION][some], two.reset_tensors(some)[OBSERVATION][some])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_reset_of_some_rows_changes_nothing_that_was_handed_out(task):
+    env = make(task)
+    for k in range(3):
+        out = env.step_tensors(act(env, k))
+        copies = {key: value.clone() for key, value in out.items()}
+        shown = env.reset_tensors(torch.tensor([k == 1, True, False, True]))
+        again = {key: value.clone() for key, value in shown.items()}
+        env.step_tensors(act(env, k))
+        assert all(torch.equal(out[key], copies[key]) for key in out)
+        assert all(torch.equal(shown[key], again[key]) for key in shown)
+
+
+@pytest.mark.parametrize("task", ["catch_point", "hard_move-4", "moving", "sliding", "actuators-4"])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_compiled_environment_plays_the_same_game(task, truncate):
+    """By inductor's code, over its ends, with resets of none, one and many rows."""
+    eager, compiled = (make_env(f"hybrid/{task}", num_envs=40, seed=1, max_steps=7, truncate=truncate, compile=compile)
+                       for compile in (False, True))
+    eager.steps, compiled.steps = torch.arange(40) % 7, torch.arange(40) % 7
+    for k in range(30):
+        one, two = (env.step_tensors(act(eager, k)) for env in (eager, compiled))
+        done = torch.zeros(40, dtype=torch.bool) if k == 8 else one["done"].squeeze(-1)
+        for a, b in ((one, two), (eager.reset_tensors(done), compiled.reset_tensors(done))):
+            assert a.keys() == b.keys() and all(a[key].shape == b[key].shape for key in a)
+            assert all(torch.equal(a[key], b[key]) for key in a if a[key].dtype == torch.bool)
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+        assert torch.equal(eager.steps, compiled.steps)
+
+
+def test_many_rows_are_reset_without_asking():
+    assert make("hard_move-4", num_envs=30).cheap_reset and not make("hard_move-4", num_envs=29).cheap_reset
