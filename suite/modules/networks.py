@@ -115,7 +115,19 @@ def mlp(in_dim: int, out_dim: int | None, index: Sequence[int] | None, *, cells:
         in_dim = width
     if out_dim is not None:
         layers.append(linear(in_dim, out_dim, index, init=init, gain=out_gain))
-    return nn.Sequential(*layers)
+    return Layers(*layers) if index is None else nn.Sequential(*layers)
+
+
+class Layers(nn.Sequential):
+    """Layers of one set of parameters, on rows: [..., in] -> [..., out].
+
+    A linear layer gives a view of its product where it is given more than two dimensions, and to change a view in place
+    costs autograd copies of all of it, forth and back.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer after the other."""
+        return super().forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 class AgentInput(nn.Module):

@@ -199,3 +199,26 @@ def test_networks_run_under_vmap_as_torchrl_calls_them():
     assert out.shape == (2, 5, 3, 2)
     assert_close(out[0], net(x))
     assert_close(out[1], torch.func.functional_call(net, {k: 2 * p for k, p in net.named_parameters()}, x))
+
+
+def test_layers_are_those_of_a_sequential_without_copies_in_the_backward_pass():
+    torch.manual_seed(0)
+    net = mlp(3, 2, None, cells=[5, 4], activation="relu", init="default")
+    plain, x = torch.nn.Sequential(*net), torch.randn(6, 2, 3, requires_grad=True)
+    out = net(x)
+    assert out.shape == (6, 2, 2)
+    gradients = torch.autograd.grad(out.square().sum(), [x, *net.parameters()])
+    expected = torch.autograd.grad(plain(x).square().sum(), [x, *net.parameters()])
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert "CopySlices" in _nodes(plain(x)) and "CopySlices" not in _nodes(net(x))
+
+
+def _nodes(out):
+    """Names of the nodes behind a tensor in the graph of autograd."""
+    names, left = set(), [out.grad_fn]
+    while left:
+        node = left.pop()
+        names.add(node.name().rpartition(":")[2])
+        left += [following for following, _ in node.next_functions if following is not None]
+    return names
