@@ -18,7 +18,7 @@ import tyro
 from recipes.moa_latents import leader, toy
 from recipes.moa_obligations import OBLIGATIONS
 from recipes.moa_predictions import partners, world
-from recipes.moa_runs import learning, returns, use
+from recipes.moa_runs import Numbers, learning, returns, use
 from recipes.tables import TABLES
 from suite.config import check_choice, check_positive, run_cli
 from suite.proof_figures import draw_proofs
@@ -91,10 +91,19 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
             continue
         found = {"learning": lambda: learning(table, runs, seeds), "use": lambda: use(table, runs, seeds),
                  "returns": lambda: returns(table, tables)}[name]()
-        numbers[name] = {figure: values for figure, values in found.items() if values} or numbers.get(name, {})
+        numbers[name] = updated(numbers.get(name, {}), found, fresh=name == "returns")  # the tables hold all of these
         print(f"{name}: {len(numbers[name])} figures", flush=True)
     write_numbers(folder / "numbers.json", numbers)
     publish(folder)
+
+
+def updated(before: Numbers, found: Numbers, *, fresh: bool) -> Numbers:
+    """What was measured before, of runs whose folders may be gone, with what was found; ``fresh``: that alone, if any.
+    """
+    found = {figure: values for figure, values in found.items() if values}
+    if fresh and found:
+        return found
+    return before | {figure: before.get(figure, {}) | values for figure, values in found.items()}
 
 
 def publish(folder: Path) -> None:

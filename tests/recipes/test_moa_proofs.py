@@ -10,7 +10,7 @@ from recipes import moa_latents, moa_predictions, moa_runs
 from recipes.moa_experiments import Effort, SmoothActions, learn, random_partners
 from recipes.moa_latents import ToyEffort
 from recipes.moa_obligations import OBLIGATIONS
-from recipes.moa_proofs import EXPERIMENTS, FROM_RUNS, claims, prove
+from recipes.moa_proofs import EXPERIMENTS, FROM_RUNS, claims, prove, updated
 from suite.config import as_plain
 from suite.results import Evaluation, append_rows
 from suite.run import Run
@@ -148,6 +148,14 @@ def test_returns_against_the_controls(tmp_path):
     assert found["P: better than MAPPO"]["value"] == pytest.approx(8.5 / 9)
     assert found["worst difference / |MAPPO|"]["value"] == pytest.approx(-0.1)
     assert "IQM - IQM of MAPPO-GRU" not in found
+
+
+def test_figures_of_runs_that_are_gone_stay():
+    before = {"z_use": {"1": 0.1, "2": 0.2}, "other": {"1": 1.0}}
+    found = {"z_use": {"2": 0.3, "3": 0.4}, "none": {}}
+    assert updated(before, found, fresh=False) == {"z_use": {"1": 0.1, "2": 0.3, "3": 0.4}, "other": {"1": 1.0}}
+    assert updated(before, found, fresh=True) == {"z_use": {"2": 0.3, "3": 0.4}}
+    assert updated(before, {"none": {}}, fresh=True) == before
 
 
 def test_the_command_writes_page_and_picture(tmp_path, monkeypatch):

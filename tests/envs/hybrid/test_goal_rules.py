@@ -195,7 +195,9 @@ def test_rows_do_not_know_of_each_other():
     order = torch.tensor([4, 0, 9, 8, 2, 1, 7, 3, 6, 5])
     one = step(state, RUNS, [0] * 10)
     two = step(Goal(*(x[order] for x in state)), [RUNS[i] for i in order], [0] * 10)
-    assert torch.equal(packed(one.state)[order], packed(two.state)) and torch.equal(one.reward[order], two.reward)
+    # the last rows of a tensor are not computed in vectors of the processor, and may round otherwise
+    close(packed(one.state)[order], packed(two.state), 1e-12)
+    close(one.reward[order], two.reward, 1e-12)
     assert torch.equal(one.ran.count[order], two.ran.count)
 
 
