@@ -107,8 +107,13 @@ def returns(table: str, results: str) -> Numbers:
 
 
 def compare(table: Table, control: str, method: str = METHOD) -> dict[str, Estimate]:
-    """Difference of IQMs of normalised scores, and probability of improvement (Agarwal et al. 2021), over tasks."""
-    tasks = [task for task in HIDDEN if {(task, method), (task, control)} <= table.cells.keys()]
+    """Difference of IQMs of normalised scores, and probability of improvement (Agarwal et al. 2021), over tasks.
+
+    Tasks with a single seed of either count only if there are no others: with one of them nothing has an interval.
+    """
+    seeds = {task: min(len(table.cells[task, row].runs) for row in (method, control)) for task in HIDDEN
+             if {(task, method), (task, control)} <= table.cells.keys()}
+    tasks = [task for task in seeds if seeds[task] > 1] or list(seeds)
     scores, _ = normalised(replace(table, tasks=tasks, rows=[method, control]))
     if len(scores) < 2:
         return {}
