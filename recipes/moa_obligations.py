@@ -79,6 +79,7 @@ OBLIGATIONS = [
     *(Obligation("partners", "MOA models the others", task, f"{task}: {figure}", ">", bound) for task in SEEN
       for figure, bound in (("skill", 0.5), ("ce - floor", -0.02))),
     *_learning(), *_world(), *_latent("toy", "toy"), *_latent("leader", "vmas/hidden_leader"),
-    *(Obligation("use", "The latent is used", task, f"{task}: z_use / return", ">", 0.05, note=_USE) for task in HIDDEN),
+    *(Obligation("use", "The latent is used", task, f"{task}: z_use / return", ">", 0.05, note=_USE)
+      for task in HIDDEN),
     *_returns(),
 ]

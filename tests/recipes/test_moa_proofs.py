@@ -154,7 +154,8 @@ def test_a_task_with_one_seed_does_not_take_the_interval_of_the_others(tmp_path)
     for task, seeds in (("vmas/hidden_leader", 3), ("vmas/simple_reference_pe", 1)):
         for row, best in (("MOA", 5.0), ("MAPPO", 3.0)):
             runs = [(seed, best - seed) for seed in range(seeds)]
-            append_rows(tmp_path, "moa", row, task, [Evaluation(seed, 100, 1.0, x, x, 32, 100.0, "a") for seed, x in runs])
+            append_rows(tmp_path, "moa", row, task, [Evaluation(seed, 100, 1.0, x, x, 32, 100.0, "a")
+                                                     for seed, x in runs])
     (tmp_path / "moa" / "table.json").write_text(json.dumps(
         {"title": "t", "command": "c", "hardware": "h", "mode": "greedy", "frames": 100,
          "random": {"vmas/hidden_leader": 0.0, "vmas/simple_reference_pe": 0.0}}))
