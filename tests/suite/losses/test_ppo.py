@@ -113,16 +113,25 @@ def test_a2c_gradient_by_hand():
     assert_close(actor[0].module.logits.grad, torch.tensor([2.5, -5.25, 2.75]) / 6)
 
 
-# agents that left: agent 1 in frames 0 and 1; kept 1, 2.4, -1.6, 2: 3.8 / 4;  a2c: -0.6931472 - 5.5451774 = -6.2383246
-@pytest.mark.parametrize("masks", [{"mask": ALIVE}, {"controlled": CONTROLLED},
-                                   {"mask": ALIVE, "controlled": CONTROLLED}], ids=lambda masks: "+".join(masks))
-def test_agents_that_left_or_follow_a_script_do_not_count(masks):
+BY_MASKS = pytest.mark.parametrize("masks", [{"mask": ALIVE}, {"controlled": CONTROLLED},
+                                             {"mask": ALIVE, "controlled": CONTROLLED}],
+                                   ids=lambda masks: "+".join(masks))
+
+
+def masked_batch(*, both):
+    """Agent 1 does not count in frames 0 and 1; if ``both`` masks are read, each of them says so of one."""
     td = table_batch()
-    td[ALIVE] = td[CONTROLLED] = torch.tensor([[True, False], [True, False], [True, True]])
-    if len(masks) == 2:  # both must hold
-        td[ALIVE], td[CONTROLLED] = td[ALIVE].clone(), td[ALIVE].clone()
+    td[ALIVE], td[CONTROLLED] = (torch.tensor([[True, False], [True, False], [True, True]]) for _ in range(2))
+    if both:
         td[ALIVE][0, 1], td[CONTROLLED][1, 1] = True, True
     td[ADVANTAGE][:2, 1] = 1e6  # never seen
+    return td
+
+
+# agents that left: agent 1 in frames 0 and 1; kept 1, 2.4, -1.6, 2: 3.8 / 4;  a2c: -0.6931472 - 5.5451774 = -6.2383246
+@BY_MASKS
+def test_agents_that_left_or_follow_a_script_do_not_count(masks):
+    td = masked_batch(both=len(masks) == 2)
     out = PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.1, **masks)(td)
     assert out["loss_policy"].item() == pytest.approx(-0.95, rel=1e-5)
     assert out["clip_fraction"].item() == pytest.approx(3 / 4)
@@ -135,16 +144,10 @@ def test_agents_that_left_or_follow_a_script_do_not_count(masks):
 # what counts: 1, 2, -2 and 4, mean 1.25, unbiased variance 18.75 / 3 = 2.5 squared, so -0.1, 0.3, -1.3 and 1.1;
 # ratios 1, 1.5, 0.5, 0.5: -0.1, min(0.45, 0.36), min(-0.65, -1.04), min(0.55, 0.88); sum -0.23
 # a2c: -(-0.1 ln 1/2 + (0.3 - 1.3 + 1.1) ln 1/4) / 4 = -(0.1 - 0.2) ln 2 / 4
-@pytest.mark.parametrize("masks", [{"mask": ALIVE}, {"controlled": CONTROLLED},
-                                   {"mask": ALIVE, "controlled": CONTROLLED}], ids=lambda masks: "+".join(masks))
+@BY_MASKS
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_advantages_standardised_over_what_counts_of_a_minibatch_by_hand(masks, recomputed):
-    td = table_batch()
-    td[ALIVE] = td[CONTROLLED] = torch.tensor([[True, False], [True, False], [True, True]])
-    if len(masks) == 2:  # both must hold
-        td[ALIVE], td[CONTROLLED] = td[ALIVE].clone(), td[ALIVE].clone()
-        td[ALIVE][0, 1], td[CONTROLLED][1, 1] = True, True
-    td[ADVANTAGE][:2, 1] = 1e6  # never seen
+    td = masked_batch(both=len(masks) == 2)
     td[VALUE_TARGET], options = td[ADVANTAGE] + 10, masks | {"critic": critic_of(10.0) if recomputed else None}
     for clip, expected in ((0.2, 0.23 / 4), (None, 0.1 * math.log(2) / 4)):
         loss = PolicyLoss(table_actor(), clip=clip, entropy_coef=0.0, normalize=True, **options)
