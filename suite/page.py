@@ -21,7 +21,7 @@ READING = (
     "seeds the IQM is the plain mean, and an interval of few seeds is too narrow: it cannot leave the range of their "
     "returns. Bold: the best IQM of a line, if its interval does not overlap the runner-up's, both have at least 3 "
     "seeds and its runs are complete. \u2020: runs that ended below the target frames, counted with their last "
-    f"evaluation. {MISSING}: no run."
+    f"evaluation. {MISSING}: no run. Published: what others report for the cell."
 )
 
 
@@ -47,7 +47,7 @@ def cell_text(summary: Summary, task: str | None, row: str) -> list[str]:
         return [MISSING]
     scale = max([1.0] if task is None else [abs(c.finals).max() for (t, _), c in cells.items() if t == task])
     bounds = [] if estimate.low is None else [f"[{number(estimate.low, scale)}, {number(estimate.high, scale)}]"]
-    tasks = [t for t in summary.table.tasks if t not in summary.left_out] if task is None else [task]
+    tasks = [t for t in summary.table.shown[0] if t not in summary.left_out] if task is None else [task]
     mine = [cells[t, row] for t in tasks]
     counts = sorted({len(cell.runs) for cell in mine})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}\u2013{counts[-1]}"
@@ -55,11 +55,17 @@ def cell_text(summary: Summary, task: str | None, row: str) -> list[str]:
     return [number(estimate.value, scale), *bounds, f"({seeds} seed{'s' * (counts[-1] > 1)}){dagger}"]
 
 
+def published_text(summary: Summary, task: str | None, row: str) -> list[str]:
+    """[what others report for a cell], or nothing."""
+    known = summary.table.info.reference.get(task, {}).get(row)
+    return [] if known is None else [f"published {known['value']:,g}"]
+
+
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What stands under a table as (label, text): how it was measured, made, normalised, and how it compares."""
-    info, cells, table = summary.table.info, summary.table.cells, summary.table
+    info, cells, table, (tasks, _) = summary.table.info, summary.table.cells, summary.table, summary.table.shown
     last = [run[-1] for cell in cells.values() for run in cell.runs.values()]
-    target = {task: info.frames[task] if isinstance(info.frames, dict) else info.frames for task in table.tasks}
+    target = {task: info.frames[task] if isinstance(info.frames, dict) else info.frames for task in tasks}
     target = {"": next(iter(target.values()))} if len(set(target.values())) == 1 else target
     episodes = ", ".join(f"{n:,}" for n in sorted({end.episodes for end in last}))
     short = [f"{row} on {task}, seed {seed}: {at:,} of {cells[task, row].target:,} frames" for task in table.tasks
@@ -79,7 +85,9 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Hardware", info.hardware),
         ("Incomplete (\u2020)", "; ".join(short)),
         ("Repeated", f"{superseded} lines were replaced by a resumed or repeated run" if superseded else ""),
-        *((f"Reference, {task}", _references(summary, task)) for task in info.reference),
+        ("Not run yet", _not_run(summary)),
+        ("Published by", _sources(summary)),
+        ("Published, not run here", _not_compared(summary)),
         ("Normalisation", _normalisation(summary)),
         *(("Note", note) for note in info.notes),
     ]
@@ -89,7 +97,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
 def _modes(summary: Summary) -> list[tuple[str, str]]:
     """What is shown, and of which tasks if it is not the same for all."""
     by_mode: dict[str, list[str]] = {}
-    for task in summary.table.tasks:
+    for task in summary.table.shown[0]:
         by_mode.setdefault(summary.table.info.mode_of(task), []).append(task)
     return [(mode, f" of {', '.join(tasks)}" * (len(by_mode) > 1)) for mode, tasks in by_mode.items()]
 
@@ -102,26 +110,37 @@ def _minutes(summary: Summary) -> str:
     return ", ".join(f"{row} {np.median(minutes):,.1f} min" for row, minutes in times.items() if minutes)
 
 
-def _references(summary: Summary, task: str) -> str:
-    """What others report for a task, row by row, and how far from that the runs here are; by source."""
-    by_source: dict[str, list[str]] = {}
-    for row, known in summary.table.info.reference[task].items():
-        ours, value = summary.cells.get((task, row)), known["value"]
-        here = "" if ours is None else f" (here {number(ours.value, abs(ours.value))}{_percent(ours.value, value)})"
-        by_source.setdefault(known["source"], []).append(f"{row} {value:,g}{here}")
-    return "; ".join(f"{source}: {', '.join(rows)}" for source, rows in by_source.items())
+def _not_run(summary: Summary) -> str:
+    """Planned tasks and rows that the table leaves out."""
+    table, (tasks, rows) = summary.table, summary.table.shown
+    left = {"tasks": [task for task in table.tasks if task not in tasks],
+            "rows": [row for row in table.rows if row not in rows]}
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in left.items() if names)
 
 
-def _percent(ours: float, theirs: float) -> str:
-    sign = "+" if ours >= theirs else ""
-    return f", {sign}{number(100 * (ours - theirs) / abs(theirs), 100)} %" if theirs else ""
+def _sources(summary: Summary) -> str:
+    """Who reports the published numbers; of which cells, if it is not the same for all."""
+    cells: dict[str, list[str]] = {}
+    for task, rows in summary.table.info.reference.items():
+        for row, known in rows.items():
+            cells.setdefault(known["source"], []).append(f"{row} on {task}")
+    return "; ".join(source + f" ({', '.join(of)})" * (len(cells) > 1) for source, of in cells.items())
+
+
+def _not_compared(summary: Summary) -> str:
+    """The published numbers of tasks and rows that the table leaves out."""
+    (tasks, rows), reference = summary.table.shown, summary.table.info.reference
+    left = {task: ", ".join(f"{row} {known['value']:,g}" for row, known in by_row.items()
+                            if task not in tasks or row not in rows) for task, by_row in reference.items()}
+    return "; ".join(f"{task}: {numbers}" for task, numbers in left.items() if numbers)
 
 
 def _normalisation(summary: Summary) -> str:
     if not summary.scores:
         return ""
-    given = [task for task in summary.table.tasks if task in summary.table.info.random and task not in summary.left_out]
-    left = len(summary.table.tasks) - len(summary.left_out) - len(given)
+    scored = [task for task in summary.table.shown[0] if task not in summary.left_out]
+    given = [task for task in scored if task in summary.table.info.random]
+    left = len(scored) - len(given)
     floor = " and ".join(["the return of random actions"] * bool(given)
                          + [f"the lowest run{' where that is not known' * bool(given)}"] * bool(left))
     uneven = len({len(runs) for scores in summary.scores.values() for runs in scores}) > 1
@@ -235,7 +254,8 @@ def _copy(command: str, what: str) -> str:
 def _section(summary: Summary, drawing: Drawing) -> str:
     info, name = summary.table.info, escape(summary.table.name)
     notes = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(summary) if k != "Command")
-    legend, scored = _legend(drawing.styles), _legend({row: drawing.styles[row] for row in summary.scores})
+    legend, scored = (_legend({row: drawing.styles[row] for row in rows})
+                      for rows in (summary.table.shown[1], summary.scores))
     panels = "".join(f"<figure><figcaption>{escape(task)}</figcaption>{svg}</figure>"
                      for task, svg in drawing.curves.items())
     curves = f'<h3>Return over training</h3>{legend}<div class="panels">{panels}</div>' if panels else ""
@@ -259,13 +279,13 @@ def _key(style: Style) -> str:
 
 
 def _table(summary: Summary, styles: Mapping[str, Style]) -> str:
-    table = summary.table
+    table, (tasks, rows) = summary.table, summary.table.shown
     heads = "".join(f'<th scope="col"><button type="button">{_key(styles[row])}{escape(row)}</button></th>'
-                    for row in table.rows)
+                    for row in rows)
     lines = "".join(f'<tr><th scope="row" data-value="{escape(task)}">{escape(task)}</th>'
-                    f'{"".join(_cell(summary, task, row) for row in table.rows)}</tr>' for task in table.tasks)
-    total = "".join(_cell(summary, None, row) for row in table.rows)
-    foot = f'<tfoot><tr><th scope="row">{AGGREGATE}</th>{total}</tr></tfoot>' if len(table.tasks) > 1 else ""
+                    f'{"".join(_cell(summary, task, row) for row in rows)}</tr>' for task in tasks)
+    total = "".join(_cell(summary, None, row) for row in rows)
+    foot = f'<tfoot><tr><th scope="row">{AGGREGATE}</th>{total}</tr></tfoot>' if len(tasks) > 1 else ""
     return (f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.info.title)}"><table><thead><tr>'
             f'<th scope="col"><button type="button">task</button></th>{heads}</tr></thead><tbody>{lines}</tbody>{foot}'
             "</table></div>")
@@ -279,6 +299,7 @@ def _cell(summary: Summary, task: str | None, row: str) -> str:
     spans = [escape(part) for part in rest]
     if task is not None:
         spans = [*spans[:-1], "".join(spans[-1:]) + _copy(summary.table.command(task, row), f"{row} on {task}")]
+    spans += published_text(summary, task, row)
     return f"<td{data}>{value}{''.join(f'<span>{part}</span>' for part in spans)}</td>"
 
 

@@ -65,14 +65,15 @@ def normalised(table: Table) -> tuple[dict[str, list[np.ndarray]], list[str]]:
     that is scored appear: a mean over fewer tasks is another quantity.
     """
     scores: dict[str, dict[str, np.ndarray]] = {}
-    for task in table.tasks:
-        runs = {row: table.cells[task, row].finals for row in table.rows if (task, row) in table.cells}
+    tasks, rows = table.shown
+    for task in tasks:
+        runs = {row: table.cells[task, row].finals for row in rows if (task, row) in table.cells}
         every = np.concatenate(list(runs.values())) if runs else np.zeros(1)
         floor = table.info.random.get(task, every.min())
         if every.max() > floor:
             scores[task] = {row: (final - floor) / (every.max() - floor) for row, final in runs.items()}
-    whole = [row for row in table.rows if scores and all(row in by_row for by_row in scores.values())]
-    return {row: [s[row] for s in scores.values()] for row in whole}, [t for t in table.tasks if t not in scores]
+    whole = [row for row in rows if scores and all(row in by_row for by_row in scores.values())]
+    return {row: [s[row] for s in scores.values()] for row in whole}, [t for t in tasks if t not in scores]
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,24 @@ def markdown(summaries: Sequence[Summary], figures: bool = True) -> str:
     """results/README.md as text; ``figures`` links the pictures that stand beside each table."""
     lines = ["# Results", "", "Written by `python -m suite.report` from CSV files; do not edit.", "", page.READING]
     for summary in summaries:
-        table = summary.table
+        table, (tasks, rows) = summary.table, summary.table.shown
         lines += ["", f"## {page.mark(table.info.title)}", ""]
-        lines += [f"| {' | '.join(['task', *map(page.mark, table.rows)])} |", "|:--|" + "--:|" * len(table.rows)]
-        for task in [*table.tasks, None] if len(table.tasks) > 1 else table.tasks:
-            texts = [page.cell_text(summary, task, row) for row in table.rows]
-            for row, text in zip(table.rows, texts, strict=True):
-                text[0] = f"**{text[0]}**" if row == summary.bold.get(task) else text[0]
-            lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *map(' '.join, texts)])} |")
+        lines += [f"| {' | '.join(['task', *map(page.mark, rows)])} |", "|:--|" + "--:|" * len(rows)]
+        for task in [*tasks, None] if len(tasks) > 1 else tasks:
+            cells = [_cell(summary, task, row) for row in rows]
+            lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *cells])} |")
         lines += ["", *(f"- {label}: " + (f"`{text}`" if label == "Command" else page.mark(text))
                         for label, text in page.facts(summary))]
         for name, there in (("curves", table.cells), ("profile", summary.scores)):
             if there and figures:
                 lines += ["", f"![{page.mark(table.info.title)}: {name}]({table.name}/{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _cell(summary: Summary, task: str | None, row: str) -> str:
+    value, *rest = page.cell_text(summary, task, row)
+    value = f"**{value}**" if row == summary.bold.get(task) else value
+    return "; ".join([" ".join([value, *rest]), *page.published_text(summary, task, row)])
 
 
 def write_report(results: Path) -> list[Path]:

@@ -119,6 +119,12 @@ class Table:
     rows: list[str]
     cells: dict[tuple[str, str], Cell]
 
+    @property
+    def shown(self) -> tuple[list[str], list[str]]:
+        """Tasks and rows with a run: the lines and columns to print; all that are planned if there is none yet."""
+        tasks, rows = ({key[k] for key in self.cells} for k in range(2)) if self.cells else (self.tasks, self.rows)
+        return [task for task in self.tasks if task in tasks], [row for row in self.rows if row in rows]
+
     def path(self, task: str, row: str, ending: str) -> Path:
         """File of one cell."""
         return self.folder / f"{file_name(row, task)}.{ending}"

@@ -108,12 +108,11 @@ def test_markdown_of_a_table(tmp_path):
                      "t/b": {"x": {"value": 1, "source": "paper"}}})
     lines = report.markdown([report.summarise(table_of(tmp_path))]).splitlines()
     assert "| task | y | x |" in lines
-    assert "| t/a | 2.00 [1.00, 3.00] (3 seeds) | **5.00** [4.00, 6.00] (3 seeds) |" in lines
-    assert "| t/b | 150.0 (1 seed) | \u2013 |" in lines
+    assert "| t/a | 2.00 [1.00, 3.00] (3 seeds); published 2 | **5.00** [4.00, 6.00] (3 seeds); published 4 |" in lines
+    assert "| t/b | 150.0 (1 seed) | \u2013; published 1 |" in lines
     for line in ("- Frames per run: 100", "- Wall time per run, median: y 1.0 min, x 1.0 min", "- Commit: abc",
                  "- Command: `python -m recipes.benchmark a`", "- Versions: torch 2.9", "- Hardware: CPU",
-                 "- Reference, t/a: paper: x 4 (here 5.00, +25.0 %); thesis: y 2 (here 2.00, +0.0 %)",
-                 "- Reference, t/b: paper: x 1", "- Note: a \\| b",
+                 "- Published by: paper (x on t/a, x on t/b); thesis (y on t/a)", "- Note: a \\| b",
                  "![A table: curves](a/curves.png)"):
         assert line in lines, line
 
@@ -127,6 +126,23 @@ def test_mode_chooses_the_return(tmp_path):
 def test_planned_cells_without_runs_are_shown(tmp_path):
     write(tmp_path, {}, rows=["x", "y"], tasks=["t/a"])
     assert "| t/a | \u2013 | \u2013 |" in report.markdown([report.summarise(table_of(tmp_path))])
+
+
+def test_tasks_and_rows_without_runs_are_named_below(tmp_path):
+    """Three rows on three tasks, two of each with runs: a line and a column less, and no word of them but there."""
+    write(tmp_path, {("x", "t/a"): [1], ("y", "t/c"): [2]}, rows=["x", "y", "z"], tasks=["t/a", "t/b", "t/c"],
+          frames={"t/a": 100, "t/b": 200, "t/c": 100}, mode={"t/a": "sampled", "t/b": "greedy", "t/c": "sampled"},
+          reference={task: {row: {"value": k, "source": "paper"} for k, row in enumerate("xyz")}
+                     for task in ("t/a", "t/b")})
+    lines = report.markdown([report.summarise(table_of(tmp_path))]).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == "| task | x | y |" and [line.split(" | ")[0] for line in table[2:]] == [
+        "| t/a", "| t/c", "| all tasks, normalised"]
+    assert table[2] == "| t/a | 1.00 (1 seed); published 0 | \u2013; published 1 |"
+    for line in ("- Not run yet: tasks t/b; rows z", "- Published by: paper", "- Frames per run: 100",
+                 "- Published, not run here: t/a: z 2; t/b: x 0, y 1, z 2"):
+        assert line in lines, line
+    assert not any("greedy" in line for line in lines)
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path):
