@@ -63,6 +63,7 @@ from envs.vmas_hidden import hidden_variables
 from envs.vmas_hidden_leader import HiddenLeader
 from envs.vmas_scenarios import CORRECTED, PER_ENV
 from envs.vmas_state import FreshRows, RandomState, SlotFinder, capture, restore
+from envs.vmas_world_state import world_state
 
 MODULES = ({name: f"vmas.scenarios.{name}" for name in vmas.scenarios}
            | {name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios}
@@ -85,12 +86,12 @@ class VmasBatch(BatchedEnv):
 
     Attributes:
         scenario: the VMAS scenario. ``continuous_actions``: False for one flattened choice per agent. ``with_info``:
-        asked for, and the scenario has any.
+        asked for, and the scenario has any. ``with_state``: asked for.
     """
 
     def __init__(self, scenario: BaseScenario, name: str, *, options: dict[str, Any], num_envs: int, seed: int,
                  device: torch.device, max_steps: int | None, truncate: bool, continuous_actions: bool,
-                 with_info: bool, with_hidden: bool):
+                 with_info: bool, with_hidden: bool, with_state: bool):
         """AssertionError or TypeError from VMAS for option values it refuses."""
         random = RandomState(seed, torch.device(device), numpy=name == "het_mass")
         with random.swapped_in():
@@ -122,8 +123,10 @@ class VmasBatch(BatchedEnv):
         if self._scripts:
             infos = infos | {CONTROLLED: Binary(self.n_agents, shape=(self.n_agents,), dtype=torch.bool),
                              SCRIPTED_ACTION: actions.spec()}
+        self.with_state, self._state = with_state, world_state(scenario, name) if with_state else None
         self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
-                        action_mask=None if self._mask is None else max(actions.dims))
+                        action_mask=None if self._mask is None else max(actions.dims),
+                        state_dim=None if self._state is None else self._state().shape[-1])
         self.random.seed(seed)
 
     def _info_specs(self) -> dict[tuple[str, ...], TensorSpec]:
@@ -163,6 +166,8 @@ class VmasBatch(BatchedEnv):
                 out |= self._infos()
             if self._hidden is not None:
                 out[HIDDEN_VARIABLES] = torch.stack([self._hidden(agent) for agent in self._policy_agents], 1).float()
+            if self._state is not None:
+                out["state"] = self._state()
             if self._scripts:
                 out |= self._script()
         if self._mask is not None:
@@ -319,7 +324,8 @@ class ActionWriter:
 
 def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
               truncate: bool = True, continuous_actions: bool = True, with_info: bool = False,
-              with_hidden: bool = False, groups: str = "padded", **options: Any) -> VmasBatch | NativeGroups:
+              with_hidden: bool = False, with_state: bool = False, groups: str = "padded",
+              **options: Any) -> VmasBatch | NativeGroups:
     """N copies of the VMAS scenario ``name``: one of vmas.scenarios, its mpe and debug folders, ``<name>_pe``, or
     hidden_leader.
 
@@ -328,6 +334,8 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
             joint_passage_size; 200 for multi_give_way.
         truncate: see `BatchedEnv`. ``with_info``: write ("agents", "info", ...), which costs a tensor per entry.
         with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only (`envs.vmas_hidden`).
+        with_state: write "state" [N, S], which central critics then read instead of all observations
+            (`envs.vmas_world_state`).
         groups: "padded" for one group "agents"; "native" for one group per kind of agent and no padding, as TorchRL's
             own wrapper has them (`NativeGroups`).
         options: of the scenario (``n_agents=4``).
@@ -348,7 +356,7 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
     try:
         env = VmasBatch(scenario, name, options=options, num_envs=num_envs, seed=seed, device=torch.device(device),
                         max_steps=horizon, truncate=truncate, continuous_actions=continuous_actions,
-                        with_info=with_info, with_hidden=with_hidden)
+                        with_info=with_info, with_hidden=with_hidden, with_state=with_state)
     except (AssertionError, TypeError) as error:
         if not options:
             raise

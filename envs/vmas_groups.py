@@ -21,7 +21,7 @@ class NativeGroups(EnvBase):
 
     A lone group "agent" is called "agents"; names that do not all end in ``_<number>`` give one group "agents". No
     padding within a group. Keys: (group, "observation"), (group, "action"), ("next", group, "reward"), done flags at
-    the root, (group, "info", name), (group, "hidden") and (group, "controlled") if the environment has them.
+    the root, (group, "info", name), (group, "hidden"), (group, "controlled") and "state" if the environment has them.
 
     Args:
         env: the padded environment; stays available as ``env``, with the tensor interface and save and load.
@@ -68,13 +68,16 @@ class NativeGroups(EnvBase):
             specs["observation"][group] = Composite(seen, **where)
             specs["action"][group] = Composite({"action": action}, **where)
             specs["reward"][group] = Composite({"reward": Unbounded((n, a, 1), device=self.device)}, **where)
+        if env.with_state:
+            specs["observation"]["state"] = env.observation_spec["state"].clone()
         self.observation_spec = Composite(specs["observation"], shape=(n,), device=self.device)
         self.action_spec = Composite(specs["action"], shape=(n,), device=self.device)
         self.reward_spec = Composite(specs["reward"], shape=(n,), device=self.device)
         self.done_spec = env.full_done_spec.clone()
 
     def _split(self, whole: TensorDictBase, *, reward: bool) -> TensorDictBase:
-        out = TensorDict({key: whole[key] for key in DONE_KEYS}, batch_size=self.batch_size, device=self.device)
+        root = [*DONE_KEYS, *(["state"] if self.env.with_state else [])]
+        out = TensorDict({key: whole[key] for key in root}, batch_size=self.batch_size, device=self.device)
         for group, rows in self.members.items():
             part = {"observation": whole[OBSERVATION][:, rows, :self.env.obs_dims[rows[0]]]}
             if reward:

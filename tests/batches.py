@@ -12,7 +12,7 @@ from suite.losses import Learner, Returns, SMPELoss
 from suite.losses.world_model import TASK_REWARD
 from suite.modules import make_actor, make_critic
 from suite.modules.policies import CRITIC_HIDDEN
-from suite.modules.state_model import MEMORY, PREV_ACTION, PREV_OBSERVATION, PREV_VALID
+from suite.modules.state_model import MEMORY, PREV_ACTION, PREV_LATENT, PREV_OBSERVATION, PREV_VALID
 from suite.specs import (
     ACTION,
     ACTION_MASK,
@@ -91,10 +91,11 @@ def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, cr
     return batch
 
 
-def make_past_batch(specs: Specs, *shape: int, seed: int = 0, memory: int = 0) -> TensorDict:
+def make_past_batch(specs: Specs, *shape: int, seed: int = 0, memory: int = 0, latent: int = 0) -> TensorDict:
     """`make_batch` with the step before, which each row's first step does not have, and hidden variables if any.
 
-    ``memory``: size of the states of a remembering state model, before and after each step.
+    ``memory``: size of the states of a remembering state model, ``latent``: of the latent that a world model reads,
+    both before and after each step.
     """
     td, random = make_batch(specs, shape=shape, seed=seed), torch.Generator().manual_seed(seed)
     n = specs.n_agents
@@ -103,9 +104,9 @@ def make_past_batch(specs: Specs, *shape: int, seed: int = 0, memory: int = 0) -
     td[PREV_OBSERVATION] = torch.randn(*shape, n, specs.obs_dim, generator=random) * td[PREV_VALID]
     td[PREV_ACTION] = torch.rand(*shape, n, n * specs.action_dim, generator=random) * td[PREV_VALID]
     td[TASK_REWARD] = td["next", *REWARD].clone()
-    for key in MEMORY if memory else ():
-        for root in ((), ("next",)):
-            td[(*root, *key)] = torch.randn(*shape, n, memory, generator=random)
+    for key, size in (*((key, memory) for key in MEMORY), (PREV_LATENT, latent)):
+        for root in ((), ("next",)) if size else ():
+            td[(*root, *key)] = torch.randn(*shape, n, size, generator=random)
     if specs.hidden_dim:
         td[PRIVILEGED] = torch.randn(*shape, n, specs.hidden_dim, generator=random)
     return td

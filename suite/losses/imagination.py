@@ -23,7 +23,6 @@ from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.lowered import Tensors
 from suite.modules.policies import CRITIC_HIDDEN
 from suite.modules.simulator import GOES_ON, ModelledOthers, Simulator, own_rows, rollout_lengths
-from suite.modules.state_model import PAST
 from suite.specs import (
     ACTION,
     ACTION_MASK,
@@ -31,7 +30,6 @@ from suite.specs import (
     DONE,
     HIDDEN,
     LOG_PROB,
-    OBSERVATION,
     REWARD,
     STATE,
     TERMINATED,
@@ -124,7 +122,7 @@ class Imagination(nn.Module):
 
     def start(self, batch: TensorDictBase) -> Tensors:
         """[N T, A, ...]: where roll-outs branch off."""
-        return {key: batch[key].flatten(0, 1) for key in (OBSERVATION, *PAST)}
+        return {key: batch[key].flatten(0, 1) for key in self.simulator.keys}
 
     def paid(self, steps: Sequence[Tensors]) -> Tensor:
         """[R, H, ..., A, 1]: predicted task rewards, summed, weighted and scaled as the learner's are."""

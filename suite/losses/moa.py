@@ -73,7 +73,8 @@ class MOALoss(Loss):
         ppo_latent: ``stored``: PPO's losses read the latent as it acted; ``recompute``: they compute it from what acts,
             which comes to the same unless that moves in the meantime, by one of the next two (mean, mean_logstd only).
         rl_grad_to_phi: PPO's losses train the student too, with an Adam of the recipe's rate, as a part ``encoders``
-            (with joint_update in the steps that it takes anyway); needs ppo_latent=recompute and acting_tau=1.
+            (with joint_update in the steps that it takes anyway), through the present step of a memory; needs
+            ppo_latent=recompute and acting_tau=1.
         joint_update: the models train in PPO's own steps, on its minibatches and epochs, instead of after it (as the
             program of Jaques et al. 2019 does), with rates and clippings of their own; needs held_out=0.
         others_actions: ``all``, ``visible`` (of those in sight, where the task says who that is), or ``own`` where an
@@ -91,8 +92,9 @@ class MOALoss(Loss):
             influence_decay: share of the run, at its end, over which it falls to 0, influence_scale: ``std`` counts in
             deviations of the task's reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
         ensemble: world models, whose mean predicts. continue_head: they also predict whether the episode goes on.
-        symlog_reward, shared_reward: see `WorldModelLoss`. wm_replay: that many batches before the present one train
-            the world model too, in steps of their own.
+        symlog_reward, shared_reward: see `WorldModelLoss`. wm_use_z: the world model also reads the latent of the step
+            (its mean as it acted, a constant; for predictions further ahead that of their start).
+        wm_replay: that many batches before the present one train the world model too, in steps of their own.
         imagination: use of the world model (on-policy algorithms without recurrent networks only): ``expand`` value
             targets by imagination_mix (`ValueExpansion`), ``dyna`` adds imagined experience with imagination_weight
             (`Dyna`, from every imagination_every-th frame), ``decentralised`` by each agent's own model of the others.
@@ -123,9 +125,9 @@ class MOALoss(Loss):
                  cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev",
                  ensemble: int = 1, disagreement: float = 0.0, latent_surprise: float = 0.0,
                  curiosity_scale: Scale = "none", continue_head: bool = False, symlog_reward: bool = False,
-                 shared_reward: bool = False, wm_replay: int = 0, imagination: Kind = "none", horizon: int = 3,
-                 imagination_mix: float = 0.5, imagination_weight: float = 0.25, imagination_every: int = 1,
-                 imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
+                 shared_reward: bool = False, wm_use_z: bool = False, wm_replay: int = 0, imagination: Kind = "none",
+                 horizon: int = 3, imagination_mix: float = 0.5, imagination_weight: float = 0.25,
+                 imagination_every: int = 1, imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
         options = {name: value for name, value in locals().items() if name in self.option_names()}
         check_options(specs, options)
         super().__init__()
@@ -135,7 +137,7 @@ class MOALoss(Loss):
         self.model = StateModel(specs, latent_dim=latent_dim, cells=cells, parts=x_parts.split("+"),
                                 others=others_actions, action_inputs=moa_inputs, grad_to_actions=cvae_grad_to_moa,
                                 memory_dim=memory_dim if memory == "gru" else 0, members=ensemble,
-                                continues=continue_head, soft_clamp=soft_clamp)
+                                continues=continue_head, soft_clamp=soft_clamp, world_latent=wm_use_z)
         self.acting = self._acting_copy(self.model)
         self.reward_moments = RunningMoments((1,))
         self.action_loss = ActionModelLoss(specs, self.model, coef=moa_coef, only_visible=train_moa_only_when_visible)
@@ -183,7 +185,7 @@ class MOALoss(Loss):
         with_latent, with_actions = "z" in actor_inputs, actor_inputs.endswith("moa")
         width = with_latent * options["latent_dim"] * (2 if latent == "mean_logstd" else 1)
         width += with_actions * (specs.n_agents - 1) * specs.action_dim * (1 if specs.discrete else 2)
-        if width or self.model.memory_dim:  # a memory runs also where nobody reads what it makes
+        if width or self.model.carried:  # that runs also where the actor does not read what it makes
             network = PolicyInput(self.acting, latent, with_actions=with_actions, with_latent=with_latent or not width,
                                   shuffle=options["shuffle_z"], learns=options["rl_grad_to_phi"])
             self.__dict__["input"] = network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,9 +57,12 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
     own, others = model.joint_action(held).tensor_split([model.actions.dim], -1)
     others = others.unflatten(-1, (-1, model.actions.dim))
 
-    def step(observation: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-        joint = torch.cat([mine, theirs.flatten(-2)], -1)
-        return model.world_model(observation, joint)[0] * mask  # what it says of padding is not learned
+    latent = world.latent(held)
+
+    def step(observation: Tensor, mine: Tensor, theirs: Tensor, *, first: int = 0) -> Tensor:
+        joint, starts = torch.cat([mine, theirs.flatten(-2)], -1), slice(first, first + observation.shape[1])
+        known = (z[:, starts] for z in latent)  # that of the start: later ones have seen what is predicted
+        return model.world_model(observation, joint, *known)[0] * mask  # what it says of padding is not learned
 
     out["gain_joint"] = joint_gain(step, u, after, own, others, alive, dims=mask)
     done = held["next", *DONE][..., 0, 0]
@@ -69,7 +73,8 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
         horizons = [k for k in HORIZONS if k <= held.shape[1] - (guess is not None)]
         if not horizons:
             continue
-        ahead = open_loop(step, u, after, own, others, done, alive, horizons=horizons, dims=mask, predict_others=guess)
+        ahead = open_loop(partial(step, first=int(guess is not None)), u, after, own, others, done, alive,
+                          horizons=horizons, dims=mask, predict_others=guess)
         out |= {f"{key}_{name}": value for key, value in ahead.items()}
     return out
 

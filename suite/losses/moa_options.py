@@ -85,7 +85,6 @@ def _check_learning(options: dict[str, Any]) -> None:
             f"actor_inputs {inputs!r}, which has no latent": "z" not in inputs,
             "policy_latent 'sample': another sample has another ratio": options["policy_latent"] == "sample",
             "shuffle_z: a minibatch does not hold the others' rows": options["shuffle_z"],
-            "memory 'gru': a minibatch holds single steps": remembering,
             f"imagination {imagined!r}, which is read as it acted": imagined in ("dyna", "decentralised")})
     if options["critic_z"] == "teacher_no_action":
         refuse("critic_z 'teacher_no_action'", {
@@ -138,9 +137,9 @@ def _check_task(specs: Specs, options: dict[str, Any]) -> None:
     if options["actor_inputs"] in CONTROLS and options["memory"] != "none":
         raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model that could remember: "
                          f"leave memory at 'none' (--actor-recurrent-dim gives the actor itself a memory)")
-    trained = ("curiosity", "disagreement", "latent_surprise", "influence", "wm_replay")
+    trained = ("curiosity", "disagreement", "latent_surprise", "influence", "wm_replay", "wm_use_z")
     if options["actor_inputs"] in CONTROLS and (wrong := [name for name in trained if options[name]]):
-        raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model: leave {wrong[0]} at 0")
+        raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model: leave {wrong[0]} out")
     if options["memory_chunk"] and options["memory"] == "none":
         raise ValueError("memory_chunk of loss 'moa' cuts the sequences of a memory: give memory=gru, or leave it at 0")
     asking = {"others_actions=visible": options["others_actions"] == "visible",

@@ -43,16 +43,21 @@ class WorldModelLoss(Loss):
                  reward_coef: float = 1.0, huber: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False):
         continues = [("next", *TERMINATED)] if model.world_model.continues else []
+        self.read_latent = [("next", *key) for key in model.carried_latent]
         super().__init__([OBSERVATION, *model.previous.keys, NEXT_OBSERVATION, TASK_REWARD, *continues,
-                          *([specs.alive] if specs.alive else [])])
+                          *self.read_latent, *([specs.alive] if specs.alive else [])])
         self.model, self.alive, self.huber = model, specs.alive, huber
         self.obs_coef, self.reward_coef = obs_coef, reward_coef
         self.symlog, self.shared_reward = symlog_reward, shared_reward
         self.register_buffer("reward_scale", reward_scale)
 
-    def inputs(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """What the world model reads of a step: u_t and a_t."""
-        return self.model.scaler(td[OBSERVATION]), self.model.joint_action(td)
+    def inputs(self, td: TensorDictBase) -> tuple[Tensor, ...]:
+        """What the world model reads of a step: u_t and a_t, and z_t as it acted if it reads that."""
+        return self.model.scaler(td[OBSERVATION]), self.model.joint_action(td), *self.latent(td)
+
+    def latent(self, td: TensorDictBase) -> list[Tensor]:
+        """[z_t] of a world model that reads it, as the step handed it on; else nothing."""
+        return [td[key] for key in self.read_latent]
 
     def predict(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Next standardised observation and scaled reward [..., A, 1]."""
@@ -86,9 +91,9 @@ class WorldModelLoss(Loss):
 
     def skill(self, td: TensorDictBase) -> Tensor:
         """0-d: how much of the error of "nothing changes" is gone, 1 - mse / mse_copy (wm/obs_skill_1)."""
-        (u, joint), scaler = self.inputs(td), self.model.scaler
-        alive = td[self.alive].to(u.dtype) if self.alive else None
-        predicted, after = self.model.world_model(u, joint)[0], scaler(td[NEXT_OBSERVATION])
+        inputs, scaler = self.inputs(td), self.model.scaler
+        u, alive = inputs[0], td[self.alive].to(inputs[0].dtype) if self.alive else None
+        predicted, after = self.model.world_model(*inputs)[0], scaler(td[NEXT_OBSERVATION])
         return observation_prediction(predicted, after, u, alive, dims=scaler.mask)["obs_skill_1"]
 
     def networks(self, part: str) -> dict[str, list]:

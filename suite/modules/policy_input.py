@@ -8,7 +8,7 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 
-from suite.modules.state_model import LATENT, MEMORY, GaussianEncoder, Inferred, PolicyLatent, StateModel
+from suite.modules.state_model import LATENT, GaussianEncoder, Inferred, PolicyLatent, StateModel
 from suite.specs import GROUP, OBSERVATION, PRIVILEGED
 
 TEACHER_LATENT = (GROUP, "z_teacher")  # [N, T, A, k], the mean; in training only
@@ -24,7 +24,7 @@ class PolicyInput(nn.Module):
     the information.
 
     Attributes:
-        in_keys, out_keys: of its TensorDictModule; a memory is read and handed on to the next step.
+        in_keys, out_keys: of its TensorDictModule; what `StateModel` carries is read and handed on to the next step.
     """
 
     def __init__(self, model: StateModel, latent: PolicyLatent, *, with_latent: bool = True,
@@ -33,12 +33,11 @@ class PolicyInput(nn.Module):
         self.model, self.latent, self.shuffle, self.learns = model, latent, shuffle, learns
         self.with_latent, self.with_actions = with_latent, with_actions
         self.register_buffer("shift", torch.zeros((), dtype=torch.int64) if shuffle else None)
-        carried = MEMORY if model.memory_dim else ()
-        self.carried: dict[NestedKey, tuple[int, ...]] = {key: (len(model.ids), model.memory_dim) for key in carried}
-        self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in carried)]
+        self.carried: dict[NestedKey, tuple[int, ...]] = model.carried
+        self.in_keys, self.out_keys = model.keys, [LATENT, *(("next", *key) for key in model.carried)]
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """[..., N, k], or [..., N, 2 k] for ``mean_logstd``; predicted actions are appended; then both new states.
+        """[..., N, k], or [..., N, 2 k] for ``mean_logstd``; predicted actions are appended; then what is carried.
 
         With a memory too, every row is one step from the states given with it, whatever the leading dimensions.
         """
@@ -46,7 +45,7 @@ class PolicyInput(nn.Module):
             rows = inputs[0].shape[:-2]
             known = self.model.infer(*((x.flatten(0, -3) for x in inputs) if self.carried else inputs),
                                      student_only=True)
-            out = [self._read(known), *known.memory]
+            out = [self._read(known), *known.memory, *([known.mean.detach()] if self.model.carried_latent else [])]
             if self.carried:
                 out = [x.unflatten(0, rows) for x in out]
             if self.shuffle:

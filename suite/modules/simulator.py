@@ -30,14 +30,14 @@ class Simulator:
 
     def __init__(self, model: StateModel, encoders: Sequence[TensorDictModuleBase], actor: TensorDictModuleBase,
                  unscaled: Callable[[Tensor], Tensor]):
-        self.model, self.unscaled = model, unscaled
+        self.model, self.unscaled, self.keys = model, unscaled, model.keys
         self.encoder = Lowered(TensorDictSequential(*encoders)) if encoders else None
         self.act = Lowered(actor)
 
     @torch.no_grad()
     def roll(self, start: Tensors, horizon: int,
              others: Callable[[int, Tensors], Tensor] | None = None) -> tuple[list[Tensors], Tensors]:
-        """The steps from observations and `PAST` of ``start``, and what actor and critic would read after the last.
+        """The steps from what `keys` name in ``start``, and what actor and critic would read after the last.
 
         ``others``: (k, step k with the policies' actions) -> the actions that are taken instead.
         """
@@ -48,7 +48,7 @@ class Simulator:
                 step[ACTION] = others(k, step)
             step |= self.advance(step)
             steps.append(step)
-            now = self.encode({key: step["next", *key] for key in (OBSERVATION, *PAST)})
+            now = self.encode({key: step["next", *key] for key in self.keys})
         return steps, now
 
     def encode(self, tensors: Tensors) -> Tensors:
@@ -59,7 +59,8 @@ class Simulator:
         """What follows from observations and actions: raw observation, past, task reward, `GOES_ON`."""
         observation, scaler = step[OBSERVATION], self.model.scaler
         past = self.model.previous(observation, step[ACTION])
-        predicted = self.model.world_model.predict(scaler(observation), past[1])
+        latent = [step["next", *key] for key in self.model.carried_latent]
+        predicted = self.model.world_model.predict(scaler(observation), past[1], *latent)
         moments = scaler.moments
         after = predicted.observation.clamp(-LIMIT, LIMIT) * (moments.var + 1e-8).sqrt() + moments.mean
         after = torch.where(scaler.mask, after, observation)  # what never varied does not now

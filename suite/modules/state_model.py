@@ -6,6 +6,7 @@ parameters are shared between agents, which are told apart by a one-hot id.
 
 With a memory of size H, the model of the others and the student each have a GRU after their first layer. Its state is
 carried by the collector like the step before; a loss runs whole sequences from the first stored state, a constant.
+A world model that reads the latent of a step is carried that of the step before, as it acted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ PAST = (PREV_OBSERVATION, PREV_ACTION, PREV_VALID)
 ACTION_MEMORY = (GROUP, "action_memory")  # [N, T, A, H], of the model of the others, before the step
 LATENT_MEMORY = (GROUP, "latent_memory")  # [N, T, A, H], of the student
 MEMORY = (ACTION_MEMORY, LATENT_MEMORY)
+PREV_LATENT = (GROUP, "prev_z")  # [N, T, A, k], the latent's mean at the step before, for a world model that reads it
 LATENT = (GROUP, "z")
 
 OthersActions = Literal["all", "visible", "own"]
@@ -243,13 +245,17 @@ class StateModel(nn.Module):
     z ~ N(student(x, c)). Predictions count only where the past is valid. ``parts`` chooses the blocks of x. No gradient
     passes from x into the models that made it, unless ``grad_to_actions`` lets it into the model of the others.
 
+    Args:
+        world_latent: the world model also reads the latent of a step, as a constant.
+
     Attributes:
-        keys: what `infer` reads.
+        keys: what `infer` reads. carried: {key: shape} of those that `PolicyInput` hands on.
     """
 
     def __init__(self, specs: Specs, *, latent_dim: int, cells: Sequence[int], parts: Sequence[str],
                  others: OthersActions, action_inputs: ActionInputs = "prev", memory_dim: int = 0,
-                 grad_to_actions: bool = False, members: int = 1, continues: bool = False, soft_clamp: bool = False):
+                 grad_to_actions: bool = False, members: int = 1, continues: bool = False, soft_clamp: bool = False,
+                 world_latent: bool = False):
         super().__init__()
         n, d, e = specs.n_agents, specs.obs_dim, specs.action_dim
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
@@ -257,7 +263,8 @@ class StateModel(nn.Module):
         self.previous = PreviousStep(specs, self.actions, others)
         self.scaler = Scaler(d, specs.obs_mask)
         self.action_model = ActionModel(specs, cells, memory_dim, action_inputs)
-        self.world_model = WorldModel(specs, cells, members=members, continues=continues)
+        self.world_model = WorldModel(specs, cells, members=members, continues=continues,
+                                      latent_dim=latent_dim * world_latent)
         sizes = {"obs": d, "moa": (n - 1) * e * (1 if specs.discrete else 2), "wm_residual": d}
         self.x_dim, self.context_dim = sum(sizes[part] for part in parts), d + n * e + n + 1
         unpadded = None
@@ -268,7 +275,11 @@ class StateModel(nn.Module):
         self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim,
                                        soft_clamp=soft_clamp)
         self.register_buffer("ids", torch.eye(n), persistent=False)
-        self.keys: list[NestedKey] = [OBSERVATION, *PAST, *(MEMORY if memory_dim else ())]
+        # what one step hands on to the next beside the past
+        self.carried: dict[NestedKey, tuple[int, int]] = dict.fromkeys(MEMORY if memory_dim else (), (n, memory_dim))
+        self.carried_latent = [PREV_LATENT] * world_latent
+        self.carried |= dict.fromkeys(self.carried_latent, (n, latent_dim))
+        self.keys: list[NestedKey] = [OBSERVATION, *PAST, *self.carried]
 
     def joint_action(self, td: TensorDictBase) -> Tensor:
         """What each agent knows of the joint action of a step [..., N, N E]."""
@@ -287,17 +298,18 @@ class StateModel(nn.Module):
         return self.action_model(seen, joint, valid, state), state
 
     def raw_features(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor,
-                     *before: Tensor) -> tuple[Tensor, ...]:
+                     *carried: Tensor) -> tuple[Tensor, ...]:
         """u, unscaled x, the prediction of the others' actions (with gradient), and its memory's state."""
-        u = self.scaler(observation)
-        prediction, state = self.predict_actions(prev, joint, valid, *before[:1], observation=observation)
+        u, (memory, latent) = self.scaler(observation), self._parted(carried)
+        prediction, state = self.predict_actions(prev, joint, valid, *memory[:1], observation=observation)
         blocks = {"obs": u}
         if "moa" in self.parts:
             feature = self.action_model.feature(prediction) * valid
             blocks["moa"] = feature if self.grad_to_actions else feature.detach()
         if "wm_residual" in self.parts:
             with torch.no_grad():
-                blocks["wm_residual"] = (u - self.world_model(self.scaler(prev) * valid, joint)[0]) * valid
+                read = [x * valid for x in (self.scaler(prev), *latent)]
+                blocks["wm_residual"] = (u - self.world_model(read[0], joint, *read[1:])[0]) * valid
         return u, torch.cat([blocks[part] for part in self.parts], -1), prediction, state
 
     def privileged(self, observation: Tensor, action: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
@@ -308,21 +320,28 @@ class StateModel(nn.Module):
         parts = [self.actions.of_others(x).flatten(-2) for x in seen]
         return torch.cat(parts if hidden is None else [*parts, hidden], -1)
 
-    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *before: Tensor,
+    def infer(self, observation: Tensor, prev: Tensor, joint: Tensor, valid: Tensor, *carried: Tensor,
               student_only: bool = False) -> Inferred:
         """Everything known at a step; gradients reach the student, and the action model through its prediction.
 
-        ``before``: both states of the memory ahead of the step, if there is one; see `Memory` for sequences.
-        ``student_only``: from the latent they reach nothing else, whatever `grad_to_actions` says.
+        ``carried``: what the step before handed on beside the past, see `carried`: both states of the memory (see
+        `Memory` for sequences), its latent. ``student_only``: from the latent gradients reach nothing else, whatever
+        `grad_to_actions` says.
         """
-        u, x, prediction, state = self.raw_features(observation, prev, joint, valid, *before)
+        u, x, prediction, state = self.raw_features(observation, prev, joint, valid, *carried)
         x = self.x_scaler(x.detach() if student_only else x)
         ids = self.ids.expand(*u.shape[:-1], -1)
         context = torch.cat([self.scaler(prev) * valid, joint, ids, valid], -1)
-        if not before:
+        memory, _ = self._parted(carried)
+        if not memory:
             return Inferred(u, x, context, prediction, *self.student(x, context))
-        reached = self.student.remember(x, context, valid=valid, before=before[1])
+        reached = self.student.remember(x, context, valid=valid, before=memory[1])
         return Inferred(u, x, context, prediction, *self.student(reached), memory=(state, reached))
+
+    def _parted(self, carried: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The memory's two states and the latent that are carried, as far as there is either."""
+        size = len(carried) - len(self.carried_latent)
+        return carried[:size], carried[size:]
 
     def infer_batch(self, td: TensorDictBase) -> Inferred:
         """`infer` for frames [...], or with a memory for sequences [N, T]."""

@@ -1,6 +1,6 @@
 """The world model: an agent's next observation and reward from its observation and the joint action, or several of it.
 
-N agents, observations of size D, encoded actions of size E; u is the standardised observation.
+N agents, observations of size D, encoded actions of size E; u is the standardised observation, z a latent of size k.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ class WorldModel(nn.Module):
     initial weights of their own, stacked, so that all run as one batched product; its prediction is their mean.
 
     Args:
-        members: M. continues: also predict whether the episode goes on (is not terminated).
+        members: M. continues: also predict whether the episode goes on (is not terminated). latent_dim: k, or 0.
     """
 
-    def __init__(self, specs: Specs, cells: Sequence[int], *, members: int = 1, continues: bool = False):
+    def __init__(self, specs: Specs, cells: Sequence[int], *, members: int = 1, continues: bool = False,
+                 latent_dim: int = 0):
         super().__init__()
         n = specs.n_agents
         self.members, self.continues = members, continues
         self.assemble = AgentInput(n, agent_id=True)
-        self.net = mlp(specs.obs_dim + n * specs.action_dim + n, specs.obs_dim + 1 + continues,
+        self.net = mlp(specs.obs_dim + n * specs.action_dim + latent_dim + n, specs.obs_dim + 1 + continues,
                        None if members == 1 else range(members), cells=cells, activation="relu", init="orthogonal",
                        out_gain=0.0)
 
-    def forward(self, u: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """From u_t [..., N, D] and a_t [..., N, N E]: u_{t+1} and reward [..., N, 1]."""
-        observation, reward, _ = self.predict(u, joint)
+    def forward(self, u: Tensor, joint: Tensor, *latent: Tensor) -> tuple[Tensor, Tensor]:
+        """From u_t [..., N, D], a_t [..., N, N E] and z_t [..., N, k], if it reads one: u_{t+1}, reward [..., N, 1]."""
+        observation, reward, _ = self.predict(u, joint, *latent)
         return observation, reward
 
-    def predict(self, u: Tensor, joint: Tensor) -> Prediction:
+    def predict(self, u: Tensor, joint: Tensor, *latent: Tensor) -> Prediction:
         """The same, and the chance that the episode goes on."""
-        observation, reward, logit = self.each(u, joint)
+        observation, reward, logit = self.each(u, joint, *latent)
         goes_on = logit.sigmoid().mean(0) if self.continues else torch.ones_like(reward[0])
         return Prediction(observation.mean(0), reward.mean(0), goes_on)
 
-    def each(self, u: Tensor, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def each(self, u: Tensor, joint: Tensor, *latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every member's u_{t+1} [M, ..., N, D], reward [M, ..., N, 1] and logit [M, ..., N, 0 or 1] of going on."""
-        change, reward, logit = self._outputs(self.assemble(u, joint)).tensor_split((u.shape[-1], u.shape[-1] + 1), -1)
+        outputs = self._outputs(self.assemble(u, joint, *latent))
+        change, reward, logit = outputs.tensor_split((u.shape[-1], u.shape[-1] + 1), -1)
         return u + change, reward, logit
 
     def _outputs(self, x: Tensor) -> Tensor:

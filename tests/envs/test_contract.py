@@ -40,7 +40,8 @@ VMAS = [
     ("vmas/wind_flocking", {}),
     ("vmas/hidden_leader", {}),
     ("vmas/hidden_leader", {"continuous_actions": False, "partner_types": True, "with_hidden": True}),
-    ("vmas/navigation", {"with_hidden": True}),
+    ("vmas/navigation", {"with_hidden": True, "with_state": True}),
+    ("vmas/give_way", {"with_state": True}),
     ("vmas/simple_speaker_listener_pe", {"with_hidden": True, "continuous_actions": False}),
 ]
 

@@ -62,6 +62,13 @@ def test_hidden_variables_are_split_too():
     assert torch.equal(out["speaker", "hidden"], out["listener", "hidden"])
 
 
+def test_the_state_of_the_world_stays_whole():
+    env = make_env("vmas/simple_speaker_listener_pe", num_envs=N, groups="native", with_state=True)
+    check_env_specs(env)
+    out = env.rollout(2)
+    assert out["state"].shape == (N, 2, env.env.observation_spec["state"].shape[-1]) and out["next", "state"].any()
+
+
 def test_save_and_load():
     env, other = (make_env("vmas/simple_tag", num_envs=N, seed=seed, groups="native") for seed in (0, 1))
     env.rollout(3)

@@ -15,6 +15,7 @@ from tests.small import config, make_toy, timeless, train, weights
 
 RECOMPUTE = {"ppo_latent": "recompute"}
 LEARNING = RECOMPUTE | {"rl_grad_to_phi": True, "acting_tau": 1.0}
+MEMORY = {"memory": "gru", "memory_dim": 6}
 JOINT = {"joint_update": True, "held_out": 0.0}
 TEACHER = {"critic_z": "teacher_no_action"}
 
@@ -54,7 +55,8 @@ def ratio(trainer, batch):
 @pytest.mark.parametrize("is_discrete", [True, False])
 @pytest.mark.parametrize("options", [{}, {"acting_tau": 1.0}, RECOMPUTE, RECOMPUTE | {"acting_tau": 1.0}, LEARNING,
                                      LEARNING | {"policy_latent": "mean_logstd", "actor_inputs": "obs+z+moa"},
-                                     JOINT, JOINT | LEARNING], ids=str)
+                                     JOINT, JOINT | LEARNING, MEMORY, RECOMPUTE | MEMORY, LEARNING | MEMORY,
+                                     JOINT | LEARNING | {"wm_use_z": True}], ids=str)
 def test_the_ratio_is_one_before_the_first_step(options, is_discrete):
     trainer, batch = ready(options, is_discrete=is_discrete)
     assert (ratio(trainer, batch) - 1).abs().max() < 1e-5
@@ -62,8 +64,8 @@ def test_the_ratio_is_one_before_the_first_step(options, is_discrete):
     assert (ratio(trainer, batch) - 1).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("change", [{}, {"acting_tau": 1.0}, {"policy_latent": "mean_logstd"}, {"critic_z": "none"}],
-                         ids=str)
+@pytest.mark.parametrize("change", [{}, {"acting_tau": 1.0}, {"policy_latent": "mean_logstd"}, {"critic_z": "none"},
+                                    MEMORY, {"wm_use_z": True}], ids=str)
 def test_recomputing_what_stands_still_changes_nothing(change):
     stored, again = (train(moa(options | change, frames=100)) for options in ({}, RECOMPUTE))
     for row, other in zip(timeless(stored), timeless(again), strict=True):
@@ -83,12 +85,12 @@ def gradients(trainer, batch, part):
     return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("extra", [{}, {"cvae_grad_to_moa": True}, MEMORY, {"wm_use_z": True}], ids=str)
 @pytest.mark.parametrize("part", ["actor", "critic"])
-def test_ppos_gradients_reach_the_student_alone_and_only_if_they_may(part, joined):
+def test_ppos_gradients_reach_the_student_alone_and_only_if_they_may(part, extra):
     """Also where the student's own losses reach the model of the others through its input."""
     for options, expected in (({}, False), (RECOMPUTE | {"acting_tau": 1.0}, False), (LEARNING, True)):
-        trainer, batch = ready(options | {"actor_inputs": "obs+z+moa", "cvae_grad_to_moa": joined})
+        trainer, batch = ready(options | {"actor_inputs": "obs+z+moa"} | extra)
         reached = gradients(trainer, batch, part)
         assert {name.split(".")[0] for name in reached} == ({"student"} if expected else set())
 

@@ -7,7 +7,7 @@ import torch
 
 import recipes.cooperative as recipe
 from suite.run import MemoryRun
-from suite.specs import ACTION, CONTROLLED, PRIVILEGED, VISIBLE
+from suite.specs import ACTION, CONTROLLED, PRIVILEGED, STATE, VISIBLE
 from tests.small import config, train, weights
 
 DISCRETE, CONTINUOUS = {"continuous_actions": False}, {"continuous_actions": True}
@@ -84,6 +84,16 @@ def test_tasks_that_tell_more_than_agents_see(task, loss):
     trainer = learn(RICH[task], loss=loss)
     assert {PRIVILEGED, VISIBLE if "sight" in task else CONTROLLED} <= set(trainer.collector.observed)
     assert PRIVILEGED not in trainer.policy.in_keys
+
+
+@pytest.mark.parametrize("change", [*({"loss": loss} for loss in LOSSES), {"algorithm": "qmix"},
+                                    {"loss": "moa", "normalize_observation": True}], ids=str)
+def test_central_critics_and_mixers_read_the_state_of_the_world_and_nobody_who_acts_does(change):
+    task = ("vmas/simple_speaker_listener_pe", DISCRETE | {"with_state": True})
+    trainer = learn(task, **{"share": "roles"} | change)
+    reading = [key for update in trainer.updates for loss in update.losses for key in loss.in_keys]
+    assert STATE in reading and STATE not in trainer.policy.in_keys
+    assert trainer.collector.env.observation_spec[STATE].shape == (trainer.collector.env.num_envs, 25)
 
 
 @pytest.mark.parametrize("options", [
