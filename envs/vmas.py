@@ -126,7 +126,8 @@ class VmasBatch(BatchedEnv):
         self.with_state, self._state = with_state, world_state(scenario, name) if with_state else None
         self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
                         action_mask=None if self._mask is None else max(actions.dims),
-                        state_dim=None if self._state is None else self._state().shape[-1])
+                        state_dim=None if self._state is None else (
+                            self._state().shape[-1] + self.n_agents * max(obs_dims)))
         self.random.seed(seed)
 
     def _info_specs(self) -> dict[tuple[str, ...], TensorSpec]:
@@ -167,7 +168,7 @@ class VmasBatch(BatchedEnv):
             if self._hidden is not None:
                 out[HIDDEN_VARIABLES] = torch.stack([self._hidden(agent) for agent in self._policy_agents], 1).float()
             if self._state is not None:
-                out["state"] = self._state()
+                out["state"] = torch.cat([self._state(), *rows], -1).float()
             if self._scripts:
                 out |= self._script()
         if self._mask is not None:
@@ -334,8 +335,8 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
             joint_passage_size; 200 for multi_give_way.
         truncate: see `BatchedEnv`. ``with_info``: write ("agents", "info", ...), which costs a tensor per entry.
         with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only (`envs.vmas_hidden`).
-        with_state: write "state" [N, S], which central critics then read instead of all observations
-            (`envs.vmas_world_state`).
+        with_state: write "state" [N, S], which central critics then read: positions, velocities, hidden variables
+            (`envs.vmas_world_state`), and behind them all observations.
         groups: "padded" for one group "agents"; "native" for one group per kind of agent and no padding, as TorchRL's
             own wrapper has them (`NativeGroups`).
         options: of the scenario (``n_agents=4``).

@@ -1,4 +1,4 @@
-"""The whole state of a VMAS world, for central critics: what agents do not see stands in it too. float32 [N, S].
+"""The bodies of a VMAS world and what its scenario hides, for central critics. float32 [N, S].
 
 Of every landmark and then every agent (scripted ones too), in the world's order: position [2], velocity [2] of what
 moves, rotation [1] of what turns or is not round, angular velocity [1] of what turns, the message of an agent that
@@ -18,7 +18,7 @@ from envs.vmas_hidden import TASKS, hidden_variables
 
 
 def world_state(scenario: BaseScenario, name: str) -> Callable[[], Tensor]:
-    """Function that reads the state [N, S] off the world."""
+    """Function that reads this [N, S] off the world; what else a scenario keeps, only observations tell."""
     world, agents = scenario.world, scenario.world.policy_agents
     hidden = hidden_variables(scenario, name)[0] if name in TASKS and len(world.agents) > 1 else None
 

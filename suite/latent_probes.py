@@ -19,32 +19,42 @@ EPISODES = 12  # at least, to train on most and test on some; fewer give scores 
 
 @torch.no_grad()
 def probe_latents(batch: TensorDictBase, representations: Mapping[str, Tensor], specs: Specs, *,
-                  ceiling: str | None = None) -> dict[str, float]:
+                  ceiling: str | None = None, held_out: int = 0) -> dict[str, float]:
     """Scores of linear probes, ``probe/<variable>/<representation>`` and ``..._error``, on a batch [N, T].
 
     Variables are the task's hidden ones where it exports them (accuracy of classes, R^2 of numbers), else the others'
-    observations. A row is one agent at one step that is not an episode's first; whole episodes are kept for testing.
+    observations. A row is one living agent at one step that is not an episode's first; whole episodes are kept for
+    testing. Fewer than `EPISODES` give no numbers.
 
     Args:
         representations: {name: [N, T, A, d]}.
         ceiling: the representation that an MLP probes as well, ``<name>_mlp``: what any memory-less student can know.
+        held_out: so many of the last environments are what probes are tested on; 0: a random share of the episodes.
     """
-    kept = ~batch[IS_INIT].squeeze(-1)
-    episode = episode_ids(batch[IS_INIT].squeeze(-1))[kept]
-    if len(torch.unique(episode)) < EPISODES:
+    start = batch[IS_INIT].squeeze(-1)
+    kept, episode, tested = ~start, episode_ids(start), torch.zeros_like(start)
+    tested[len(batch) - held_out:] = held_out > 0
+    if len(torch.unique(episode[kept])) < EPISODES:
         return {}
-    order = torch.randperm(len(episode), generator=torch.Generator().manual_seed(0))[: max(1, ROWS // specs.n_agents)]
-    order = order.to(episode.device)
-    episode = episode[order].repeat_interleave(specs.n_agents)
-    train, out = split_episodes(episode), {}
-    rows = {name: x[kept][order].flatten(0, 1) for name, x in representations.items()}
+    order = torch.randperm(int(kept.sum()), generator=torch.Generator().manual_seed(0))
+    order = order[: max(1, ROWS // specs.n_agents)].to(episode.device)
+    here = batch[specs.alive] if specs.alive else torch.ones_like(batch[OBSERVATION][..., 0], dtype=torch.bool)
+    here = here[kept][order].flatten()
+
+    def rows(x: Tensor) -> Tensor:
+        return x[kept][order].flatten(0, 1)[here]
+
+    episode, tested = (rows(x.unsqueeze(-1).expand(-1, -1, specs.n_agents)) for x in (episode, tested))
+    train = ~tested if held_out else split_episodes(episode)
+    known = {name: rows(x) for name, x in representations.items()}
+    out: dict[str, float] = {}
     for variable, (target, classes) in _variables(batch, specs).items():
-        wanted = target[kept][order].flatten(0, 1)
-        for name, x in rows.items():
+        wanted = rows(target)
+        for name, x in known.items():
             found = linear_probe(x, wanted, classes=classes, train=train, episode=episode)
             out |= _named(variable, name, found)
         if ceiling is not None:
-            out |= _named(variable, f"{ceiling}_mlp", mlp_probe(rows[ceiling], wanted, classes=classes, train=train,
+            out |= _named(variable, f"{ceiling}_mlp", mlp_probe(known[ceiling], wanted, classes=classes, train=train,
                                                                episode=episode, steps=500))
         out[f"probe/{variable}/chance"] = float(found.baseline)
     return out

@@ -107,25 +107,33 @@ class CVAELoss(Loss):
     def forward(self, minibatch: TensorDictBase, known: Inferred | None = None) -> TensorDictBase:
         """``loss_rec``, ``loss_kl``, ``loss_teacher``; the KL in nats. ``known`` if it was inferred already."""
         known, y = self.model.infer_batch(minibatch) if known is None else known, self.privileged(minibatch)
-        valid = minibatch[PAST[-1]].squeeze(-1)
-        alive = minibatch[self.alive] if self.alive else torch.ones_like(valid, dtype=torch.bool)
-        weight, living = valid * alive, self.model.actions.of_others(alive.unsqueeze(-1)).squeeze(-1)
+        weight, living = self._weights(minibatch)
         student = known.mean, known.log_sigma
         z = reparameterise(*student, torch.randn_like(known.mean))
-        x = known.x.detach()
-        target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
-        mask = self._target_mask(living)
-        error = observation_error(self.decoder(z), target, mask)
-        out = {"loss_rec": self.rec_coef * weighted_mean(error, weight * mask.any(-1))}
+        out = {"loss_rec": self.rec_coef * self.reconstruction(minibatch, known, z, y)}
         if self.teacher is None:
             kl = kl_to_unit(*student)
         else:
             teacher = self.teacher(*known.student_inputs, y)
             kl = alignment(student, teacher, direction=self.kl_direction, weights=self.kl_weights)
-            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(x, y, teacher, weight, living)
+            out["loss_teacher"] = self.teacher_coef * self._teacher_loss(known.x.detach(), y, teacher, weight, living)
         out["loss_kl"] = self.alpha * free_bits(kl, weight, **self.free)
         out["kl"] = weighted_mean(kl.detach().sum(-1), weight)
         return TensorDict(out)
+
+    def reconstruction(self, td: TensorDictBase, known: Inferred, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """L_rec, 0-d, of latents z [..., N, k]; ``y`` if it was made already."""
+        weight, living = self._weights(td)
+        x, y = known.x.detach(), self.privileged(td) if y is None else y
+        target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
+        mask = self._target_mask(living)
+        return weighted_mean(observation_error(self.decoder(z), target, mask), weight * mask.any(-1))
+
+    def _weights(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """[..., N]: the past is valid and the agent alive; bool [..., N, P]: others that are alive."""
+        valid = td[PAST[-1]].squeeze(-1)
+        alive = td[self.alive] if self.alive else torch.ones_like(valid, dtype=torch.bool)
+        return valid * alive, self.model.actions.of_others(alive.unsqueeze(-1)).squeeze(-1)
 
     def _target_mask(self, living: Tensor) -> Tensor:
         """bool [N, X], or [..., N, Y] or [..., N, X + Y]: what counts of the student's target.

@@ -12,7 +12,7 @@ from torch import Tensor
 from suite.latent_probes import probe_latents
 from suite.losses.world_model import TASK_REWARD
 from suite.modules.state_model import LATENT, PAST
-from suite.specs import ACTION, DONE, OBSERVATION, Specs
+from suite.specs import ACTION, DONE, IS_INIT, OBSERVATION, PRIVILEGED, Specs
 from suite.state_metrics import (
     as_floats,
     joint_gain,
@@ -26,24 +26,38 @@ if TYPE_CHECKING:
     from suite.losses.moa import MOALoss
 
 HORIZONS = (1, 3, 5, 10)
+PROBED = 4  # as many environments as were held out are enough for probes to learn from
 
 
 @torch.no_grad()
 def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: Specs) -> dict[str, float]:
     """moa/..., wm/..., cvae/... and probe/... of ``held`` [n, T]; ``train`` gives the frequencies of the baselines."""
     out = as_floats(loss.action_loss.scores(train, held), "moa/") | as_floats(_world(loss, held), "wm/")
-    known = loss.model.infer_batch(held)
-    valid = held[PAST[-1]].squeeze(-1)
-    representations = {"u": known.u, "uc": torch.cat([known.u, known.context], -1)}
-    teacher = None
+    out |= as_floats(_latent(loss, held), "cvae/")
+    optional = {PRIVILEGED: specs.hidden_dim, specs.alive: specs.alive}
+    told = [IS_INIT, OBSERVATION, *(key for key, there in optional.items() if there)]
+    both = [train[: PROBED * len(held)], held]  # probes learn where the models did, and are tested on what these left
+    found = [_representations(loss, td) for td in both]
+    representations = {name: torch.cat([parts[name] for parts in found]) for name in found[0]}
+    return out | probe_latents(torch.cat([td.select(*told) for td in both]), representations, specs, ceiling="uc",
+                               held_out=len(held))
+
+
+def _latent(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
+    known, cvae = loss.model.infer_batch(held), loss.cvae_loss
+    teacher = None if cvae.teacher is None else cvae.teacher(*known.student_inputs, cvae.privileged(held))
+    weight = held[PAST[-1]].squeeze(-1) * (held[cvae.alive] if cvae.alive else 1)
+    out = latent_statistics((known.mean, known.log_sigma), teacher, weight, direction=cvae.kl_direction)
+    return out | {"rec": cvae.reconstruction(held, known, known.mean)}
+
+
+def _representations(loss: MOALoss, td: TensorDictBase) -> dict[str, Tensor]:
+    """[N, T, A, d] by name: what an agent sees, what the student reads, the teacher's mean, what the actor reads."""
+    known = loss.model.infer_batch(td)
+    out = {"u": known.u, "uc": torch.cat([known.u, known.context], -1)}
     if loss.cvae_loss.teacher is not None:
-        teacher = loss.cvae_loss.teacher(*known.student_inputs, loss.cvae_loss.privileged(held))
-        representations["z_teacher"] = teacher[0]
-    if LATENT in held.keys(True):
-        representations["z"] = loss.acting.infer_batch(held).mean  # what the actor reads
-    direction = loss.cvae_loss.kl_direction
-    out |= as_floats(latent_statistics((known.mean, known.log_sigma), teacher, valid, direction=direction), "cvae/")
-    return out | probe_latents(held, representations, specs, ceiling="uc")
+        out["z_teacher"] = loss.cvae_loss.teacher(*known.student_inputs, loss.cvae_loss.privileged(td))[0]
+    return out | ({"z": loss.acting.infer_batch(td).mean} if LATENT in td.keys(True) else {})
 
 
 def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:

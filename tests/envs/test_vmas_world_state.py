@@ -22,10 +22,15 @@ def noise(env):
 
 
 def test_speaker_and_listener_by_hand():
-    """Three round landmarks that rest; a speaker that stays and turns; a listener that moves; the goal, for both."""
+    """Three round landmarks that rest; a speaker that stays and turns; a listener that moves; the goal, for both.
+
+    Behind them what the two observe, 11 numbers each with padding.
+    """
     env, _ = make("simple_speaker_listener_pe")
     for _ in range(3):
-        state = env.step_tensors(noise(env))["state"]
+        out = env.step_tensors(noise(env))
+    state, observed = out["state"].split([25, 22], -1)
+    assert torch.equal(observed, out[OBSERVATION].flatten(1))
     speaker, listener = env.scenario.world.agents
     said, s, goal = speaker.state.c, listener.state, env.scenario.hidden(listener)
     parts = [*(landmark.state.pos for landmark in env.scenario.world.landmarks),
@@ -40,7 +45,8 @@ def test_a_wall_has_an_angle_and_scripted_agents_are_in_it():
     world = env.scenario.world
     sizes = [2 + 2 * e.movable + (e.rotatable or "Sphere" not in type(e.shape).__name__) + e.rotatable
              for e in world.entities]
-    assert len(world.policy_agents) < len(world.agents) and env.observation_spec["state"].shape == (N, sum(sizes))
+    assert len(world.policy_agents) < len(world.agents)
+    assert env.observation_spec["state"].shape == (N, sum(sizes) + env.n_agents * max(env.obs_dims))
     assert any(size == 3 for size in sizes)  # walls: position and angle
 
 

@@ -93,7 +93,7 @@ def test_central_critics_and_mixers_read_the_state_of_the_world_and_nobody_who_a
     trainer = learn(task, **{"share": "roles"} | change)
     reading = [key for update in trainer.updates for loss in update.losses for key in loss.in_keys]
     assert STATE in reading and STATE not in trainer.policy.in_keys
-    assert trainer.collector.env.observation_spec[STATE].shape == (trainer.collector.env.num_envs, 25)
+    assert trainer.collector.env.observation_spec[STATE].shape == (trainer.collector.env.num_envs, 47)
 
 
 @pytest.mark.parametrize("options", [

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from tensordict import TensorDict
 
@@ -60,6 +62,30 @@ def test_first_steps_are_left_out_and_nothing_random_is_drawn():
     assert torch.equal(torch.get_rng_state(), state)
     assert found["probe/position/z"] > 0.99
     assert found == probe_latents(batch, {"z": wrong}, specs())
+
+
+def test_held_out_environments_are_what_probes_are_tested_on():
+    """A representation that holds the number where a probe learns, and its opposite where it is tested."""
+    batch, _, position = make()
+    turned = position.clone()
+    turned[-3:] *= -1
+    assert probe_latents(batch, {"z": turned}, specs(), held_out=3)["probe/position/z"] < -1
+    assert probe_latents(batch, {"z": position}, specs(), held_out=3)["probe/position/z"] > 0.99
+    assert probe_latents(batch, {"z": turned[:, :, :]}, specs())["probe/position/z"] < 0.99  # some of both
+
+
+def test_agents_that_have_left_are_no_rows():
+    """An agent that is gone has zeros in its place, also as hidden variables: counted, they would spoil the probe."""
+    batch, one_hot, position = make()
+    alive = torch.ones(N, T, A, dtype=torch.bool)
+    alive[:, 5:, 2] = False
+    z = torch.cat([one_hot, position], -1)
+    batch[PRIVILEGED] = torch.where(alive.unsqueeze(-1), batch[PRIVILEGED], 0.0)
+    counted = probe_latents(batch, {"z": z}, specs())
+    batch["agents", "mask"] = alive
+    found = probe_latents(batch, {"z": z}, replace(specs(), alive=("agents", "mask")))
+    assert found["probe/goal/z"] == 1.0 and found["probe/position/z"] > 0.99
+    assert counted["probe/goal/z"] < 0.95 and counted["probe/position/z"] < 0.95
 
 
 def test_too_few_episodes_give_no_numbers():

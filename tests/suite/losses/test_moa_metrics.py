@@ -36,7 +36,32 @@ def test_every_metric_is_a_number_and_the_batch_stays(kind):
     before = batch.clone()
     again = loss.diagnose(batch)
     assert (batch == before).all() and again == found
-    assert {"wm/obs_skill_1", "wm/rew_r2", "cvae/kl", "cvae/calibration", "cvae/active_units"} <= found.keys()
+    assert {"wm/obs_skill_1", "wm/rew_r2", "cvae/kl", "cvae/calibration", "cvae/active_units",
+            "cvae/rec"} <= found.keys()
+
+
+def test_an_eighth_of_64_environments_is_enough_to_probe():
+    """One episode in each, as on most tasks of a hundred steps: eight are tested on, others are learned from."""
+    loss, _, _ = measured("discrete")
+    batch = make_past_batch(loss.specs, 64, 4)
+    batch[IS_INIT] = torch.zeros(64, 4, 1, dtype=torch.bool)
+    batch[IS_INIT][:, 0] = True
+    batch["next", "agents", "done"].zero_()
+    batch[LOGITS] = torch.zeros(64, 4, 3, 5)
+    loss.held_out = 0.125
+    found = loss.diagnose(batch)
+    assert {f"probe/others/{name}" for name in ("u", "uc", "uc_mlp", "z_teacher", "chance")} <= found.keys()
+
+
+def test_what_stands_in_the_place_of_agents_that_have_left_does_not_count():
+    loss, batch, found = measured("discrete", specs_options={"alive": ("agents", "mask")})
+    gone = ~batch["agents", "mask"]
+    assert gone[5:].any() and found["cvae/rec"] > 0
+    changed = batch.clone()
+    changed[OBSERVATION][gone] = 5.0
+    other = loss.diagnose(changed)
+    for name in ("cvae/rec", "cvae/active_units"):
+        assert other[name] == pytest.approx(found[name], rel=1e-5)
 
 
 def test_the_picture_of_a_run_draws_no_kind_of_metric_that_nothing_measures():
