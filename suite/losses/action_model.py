@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from suite.losses.common import Loss
-from suite.modules.functional import Divergence
+from suite.modules.functional import Divergence, gaussian_influence
 from suite.modules.functional import influence as influence_of
 from suite.modules.gaussian import nll, weighted_mean
 from suite.modules.state_model import ACTION_MEMORY, PAST, Inferred, StateModel
@@ -104,15 +104,26 @@ class ActionModelLoss(Loss):
     # ------------------------------------------------------------------ influence (Jaques et al. 2019)
 
     @torch.no_grad()
-    def influence(self, batch: TensorDictBase, *, divergence: Divergence = "kl") -> Tensor:
-        """[N, T, A, 1]: how far an agent's choice moves the next actions that it expects of the others, summed.
+    def influence(self, batch: TensorDictBase, drawn: Tensor | None = None, *,
+                  divergence: Divergence = "kl") -> Tensor:
+        """[N, T, A, 1]: how far an agent's action moves the next actions that it expects of the others, summed.
 
         D(P(a_{t+1}^j | a_t) || sum_a' pi(a'^i) P(a_{t+1}^j | a', a_t^{-i})); counterfactuals replace the own action by
         every choice, with the same memory. Others out of sight do not count, nor does who acts no more after this
         step (so an episode's last step gives 0) or whose action the environment overrides.
+
+        Args:
+            drawn: further samples [K, N, T, A, d] of the policies, of continuous actions: counterfactuals are these
+                and the action taken, the sum becomes their mean, the mixture a Gaussian of its moments, D the KL.
         """
-        after = self._counterfactuals(batch)
-        moved = influence_of(batch[LOGITS].softmax(-1), after, batch[ACTION], divergence=divergence)
+        if self.discrete:
+            choices = torch.eye(self.model.actions.dim, device=batch[ACTION].device)
+            own = choices[:, None].expand(*batch.shape, -1, batch[ACTION].shape[-1], -1)
+            after = self._after(batch, own).softmax(-1)
+            moved = influence_of(batch[LOGITS].softmax(-1), after, batch[ACTION], divergence=divergence)
+        else:
+            own = self.model.actions.encode(torch.cat([batch[ACTION].unsqueeze(0), drawn])).movedim(0, 2)
+            moved = gaussian_influence(*self._after(batch, own).chunk(2, -1))
         here = ~batch["next", *DONE].squeeze(-1)
         for key in (self.alive, self.controlled):
             if key is not None:
@@ -122,11 +133,13 @@ class ActionModelLoss(Loss):
             counts = counts * batch[self.sight]
         return (moved * counts).sum(-1, keepdim=True)
 
-    def _counterfactuals(self, batch: TensorDictBase) -> Tensor:
-        """[N, T, A, C, P, C]: the others' next actions after each of the C choices of an agent."""
-        model, choices = self.model, self.model.actions.dim
-        others = model.joint_action(batch)[..., choices:].unsqueeze(2)  # [N, T, 1, A, P C]
-        own = torch.eye(choices, device=others.device)[:, None].expand(*batch.shape, -1, others.shape[-2], -1)
+    def _after(self, batch: TensorDictBase, own: Tensor) -> Tensor:
+        """What is predicted of the others' next actions after each of C encoded own actions [N, T, C, A, E].
+
+        [N, T, A, C, P, E] logits, or [N, T, A, C, P, 2 E] means and log-sigmas.
+        """
+        model = self.model
+        others = model.joint_action(batch)[..., model.actions.dim:].unsqueeze(2)  # [N, T, 1, A, P E]
         rows = own.shape[:-1]
         joint = torch.cat([own, others.expand(*rows, -1)], -1)
         u = model.scaler(batch[OBSERVATION]).unsqueeze(2).expand(*rows, -1)
@@ -135,7 +148,8 @@ class ActionModelLoss(Loss):
         if model.memory_dim:
             before = batch["next", *ACTION_MEMORY].unsqueeze(2).expand(*rows, -1)
             state = model.action_model.remember(*inputs, before.flatten(0, 2))
-        after = model.action_model(*inputs, state).softmax(-1)
+        after = model.action_model(*inputs, state)
+        after = after if self.discrete else torch.cat(after, -1)
         return after.unflatten(0, rows[:3]).transpose(2, 3)
 
     def _of_others(self, x: Tensor) -> Tensor:

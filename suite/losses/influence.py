@@ -6,12 +6,14 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from suite import distributed
 from suite.data import FirstRows
 from suite.losses.action_model import ActionModelLoss
 from suite.modules.functional import Divergence
+from suite.modules.lowered import Lowered
 from suite.modules.normalizer import RunningMoments
 from suite.state_metrics import LEAST_GAP, skill
 
@@ -25,28 +27,35 @@ class Influence(nn.Module):
 
     It counts once the model of the others had a skill above ``least_skill`` on held-out environments; at 0 always. That
     is moa/skill of errors averaged over the latest ten batches or so: of one batch it is mostly noise, which is above
-    any threshold sooner or later. Over the last share ``decay`` of the run the term falls linearly to zero.
+    any threshold sooner or later. Over the last share ``decay`` of the run the term falls linearly to zero. What an
+    agent might have done instead of a continuous action, its policy says, see `ask`.
 
     Args:
         action_loss, reward_moments: the model, and the statistics of the task's reward; they remain their owner's.
         scale: ``std`` counts in units of the running deviation of the task's reward, which is unknown, and nothing
             paid, in the first batch.
-        held_out: see `FirstRows`.
+        held_out: see `FirstRows`. samples: of a continuous policy, the action taken among them.
 
     Attributes:
         noted: metrics of the latest batch.
     """
 
     def __init__(self, action_loss: ActionModelLoss, reward_moments: RunningMoments, *, divergence: Divergence,
-                 limit: float, least_skill: float, decay: float, scale: InfluenceScale, held_out: float):
+                 limit: float, least_skill: float, decay: float, scale: InfluenceScale, held_out: float,
+                 samples: int):
         super().__init__()
-        self.__dict__.update(action_loss=action_loss, reward_moments=reward_moments)
+        self.__dict__.update(action_loss=action_loss, reward_moments=reward_moments, policy=None)
+        self.samples = samples
         self.divergence, self.limit, self.scale, self.held_out = divergence, limit, scale, held_out
         self.least_skill, self.decay, self.share = least_skill, decay, 1.0
         self.register_buffer("active", torch.zeros(()) if least_skill else None)
         self.register_buffer("errors", torch.zeros(len(ERRORS)) if least_skill else None)
         self.register_buffer("batches", torch.zeros(()) if least_skill else None)
         self.noted: dict[str, Tensor] = {}
+
+    def ask(self, actor: TensorDictModuleBase) -> None:
+        """Whose samples are counterfactuals of continuous actions: the actor, which has not learned since it acted."""
+        self.__dict__["policy"] = Lowered(actor)
 
     def schedule(self, done: float) -> None:
         """Take note of the share of the run that is over."""
@@ -55,11 +64,18 @@ class Influence(nn.Module):
     @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> Tensor:
         """The term of a batch [N, T], which may switch it on: once per batch."""
-        moved = self.share * self.action_loss.influence(batch, divergence=self.divergence).clamp_max(self.limit)
+        drawn = None if self.action_loss.discrete else self._drawn(batch)
+        moved = self.action_loss.influence(batch, drawn, divergence=self.divergence)
+        moved = self.share * moved.clamp_max(self.limit)
         if self.scale == "std":
             moments = self.reward_moments
             moved = moved * torch.where(moments.count > 1, moments.var.sqrt(), 0.0)
         return moved if self.active is None else moved * self._measured(batch)
+
+    def _drawn(self, batch: TensorDictBase) -> Tensor:
+        """[K - 1, N, T, A, d]."""
+        policy = self.policy.distribution({key: batch[key] for key in self.policy.policy.in_keys})
+        return policy.sample(torch.Size([self.samples - 1]))
 
     def _measured(self, batch: TensorDictBase) -> Tensor:
         """0-d: 1 once the skill was there, else 0."""

@@ -87,10 +87,11 @@ class MOALoss(Loss):
         curiosity, disagreement, latent_surprise: weights of the reward terms of `Curiosity`. curiosity_scale: ``none``
             pays the world model's error as it is, ``std`` divides it by its running deviation first.
         influence: weight of the reward term, how much an agent's action moves the others' predicted next actions
-            (discrete actions; clipped at influence_max), as `ActionModelLoss.influence` measures it with
-            influence_divergence, ``kl`` or ``jsd``. influence_skill: what moa/skill must have exceeded once,
-            influence_decay: share of the run, at its end, over which it falls to 0, influence_scale: ``std`` counts in
-            deviations of the task's reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
+            (clipped at influence_max), as `ActionModelLoss.influence` measures it with influence_divergence, ``kl`` or
+            ``jsd`` (discrete actions only), or of continuous ones with influence_samples.
+        influence_skill: what moa/skill must have exceeded once (discrete actions only), influence_decay: share of the
+            run, at its end, over which it falls to 0, influence_scale: ``std`` counts in deviations of the task's
+            reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
         ensemble: world models, whose mean predicts. continue_head: they also predict whether the episode goes on.
         symlog_reward, shared_reward: see `WorldModelLoss`. wm_use_z: the world model also reads the latent of the step
             (its mean as it acted, a constant; for predictions further ahead that of their start).
@@ -119,12 +120,13 @@ class MOALoss(Loss):
                  lr: float = 5e-4, epochs: int = 3, max_grad_norm: float = 1.0, huber: bool = False,
                  curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.125,
                  memory: MemoryKind = "none", memory_dim: int = 128, memory_chunk: int = 0,
-                 influence_divergence: Divergence = "kl", influence_max: float = 10.0, influence_skill: float = 0.0,
+                 influence_divergence: Divergence = "kl", influence_samples: int = 16, influence_max: float = 10.0,
+                 influence_skill: float = 0.0,
                  influence_decay: float = 0.0, influence_scale: InfluenceScale = "none",
                  train_moa_only_when_visible: bool = False,
                  cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev",
                  ensemble: int = 1, disagreement: float = 0.0, latent_surprise: float = 0.0,
-                 curiosity_scale: Scale = "none", continue_head: bool = False, symlog_reward: bool = False,
+                 curiosity_scale: Scale = "std", continue_head: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False, wm_use_z: bool = False, wm_replay: int = 0, imagination: Kind = "none",
                  horizon: int = 3, imagination_mix: float = 0.5, imagination_weight: float = 0.25,
                  imagination_every: int = 1, imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
@@ -167,7 +169,7 @@ class MOALoss(Loss):
         self.influence = Influence(self.action_loss, self.reward_moments, held_out=self.held_out,
                                    divergence=options["influence_divergence"], limit=options["influence_max"],
                                    least_skill=options["influence_skill"], decay=options["influence_decay"],
-                                   scale=options["influence_scale"])
+                                   scale=options["influence_scale"], samples=options["influence_samples"])
         self.reward_keys = [LOGITS] if self.specs.discrete else []
 
     def _feed_actor(self, options: dict[str, Any]) -> None:
@@ -262,6 +264,7 @@ class MOALoss(Loss):
 
     def estimators(self, learner: Learner) -> list[Imagination]:
         """What imagines on each batch, after the recipe's estimates."""
+        self.influence.ask(learner.actor)
         options, kind = self.options, self.options["imagination"]
         if kind == "none":
             return []

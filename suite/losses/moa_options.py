@@ -51,19 +51,26 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
         raise ValueError(f"disagreement of loss 'moa' is that of several world models: give ensemble=2 or more, got "
                          f"{options['ensemble']}")
     check_imagination(options)
-    _check_influence(options)
+    _check_influence(specs, options)
     _check_learning(options)
     _check_parts(options["x_parts"])
     _check_task(specs, options)
 
 
-def _check_influence(options: dict[str, Any]) -> None:
+def _check_influence(specs: Specs, options: dict[str, Any]) -> None:
     given = [name for name in ("influence_skill", "influence_decay") if options[name]]
     given += ["influence_scale"] * (options["influence_scale"] != "none")
     if given and not options["influence"]:
         raise ValueError(f"{given[0]} of loss 'moa' is of its reward term: give influence a weight, or leave it out")
     if options["influence_skill"] >= 1:
         raise ValueError(f"influence_skill of loss 'moa' is a skill below 1, got {options['influence_skill']}")
+    continuous = {"influence_divergence": options["influence_divergence"] != "kl",
+                  "influence_skill": bool(options["influence_skill"])}
+    if not specs.discrete and (wrong := [name for name, given in continuous.items() if given]):
+        raise ValueError(f"{wrong[0]} of loss 'moa' is for discrete actions: leave it out")
+    if not options["influence_samples"] > 1:
+        raise ValueError(f"influence_samples of loss 'moa' are the action taken and others: 2 or more, got "
+                         f"{options['influence_samples']}")
     if options["influence_skill"] and not options["held_out"]:
         raise ValueError("influence_skill of loss 'moa' is measured on environments that are held out: give held_out "
                          "a share above 0")
@@ -126,8 +133,6 @@ def _check_parts(named: str) -> None:
 
 
 def _check_task(specs: Specs, options: dict[str, Any]) -> None:
-    if options["influence"] and not specs.discrete:
-        raise ValueError("influence of loss 'moa' enumerates an agent's choices: it needs discrete actions")
     if options["moa_inputs"] == "prev+obs" and (options["influence"] or options["imagination"] == "decentralised"):
         raise ValueError("influence and decentralised imagination of loss 'moa' ask for the others' actions before "
                          "the next observation is known: leave moa_inputs at 'prev'")

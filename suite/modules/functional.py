@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from suite.modules.gaussian import kl_divergence
+
 Divergence = Literal["kl", "jsd"]
 
 
@@ -96,6 +98,17 @@ def influence(own: Tensor, given: Tensor, taken: Tensor, *, divergence: Divergen
         return _categorical_kl(actual, marginal)
     middle = 0.5 * (actual + marginal)
     return 0.5 * (_categorical_kl(actual, middle) + _categorical_kl(marginal, middle))
+
+
+def gaussian_influence(mean: Tensor, log_sigma: Tensor) -> Tensor:
+    """The same for continuous actions, from what others would do after K own actions of the policy, the first taken.
+
+    KL(N_0 || N(m, v)), where m and v are mean and variance of the mixture of all K; summed over dimensions: the inputs
+    [..., K, P, d] give [..., P].
+    """
+    centre = mean.mean(-3)
+    spread = ((2 * log_sigma).exp() + (mean - centre.unsqueeze(-3)).square()).mean(-3)
+    return kl_divergence(mean[..., 0, :, :], log_sigma[..., 0, :, :], centre, 0.5 * spread.log()).sum(-1)
 
 
 def _categorical_kl(p: Tensor, q: Tensor) -> Tensor:

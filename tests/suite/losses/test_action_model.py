@@ -197,6 +197,21 @@ def test_influence_by_hand(divergence, expected, monkeypatch):
     assert_close(found[0, :, :, 0], torch.tensor(expected)[:, None].expand(2, 2), rtol=0, atol=1e-6)
 
 
+def test_influence_of_continuous_actions_by_hand(monkeypatch):
+    """The other's next action is expected at the own one, with deviation 1/2: 0 taken, against 1, the box's bound."""
+    specs = Specs(n_agents=2, obs_dim=1, action_dim=1, discrete=False, agent_types=(0, 0), low=torch.full((2, 1), -2.0),
+                  high=torch.full((2, 1), 2.0))
+    loss = ActionModelLoss(specs, StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all"))
+    monkeypatch.setattr(loss.model.action_model, "forward", lambda u, joint, valid, state: (
+        joint[..., :1].unsqueeze(-2), torch.full_like(joint[..., :1], math.log(0.5)).unsqueeze(-2)))
+    td = TensorDict({ACTION: torch.zeros(1, 3, 2, 1), OBSERVATION: torch.zeros(1, 3, 2, 1)}, batch_size=[1, 3])
+    td["next", *DONE] = torch.zeros(1, 3, 2, 1, dtype=torch.bool)
+    td["next", *DONE][0, 2] = True
+    found = loss.influence(td, drawn=torch.full((1, 1, 3, 2, 1), 2.0))
+    assert_close(found[0, :, :, 0], torch.tensor([[0.346573590] * 2] * 2 + [[0.0] * 2]), rtol=0, atol=1e-6)
+    assert not loss.influence(td, drawn=torch.zeros(4, 1, 3, 2, 1)).any()
+
+
 def test_the_last_step_of_an_episode_influences_nothing(monkeypatch):
     """There is no next action; the batch's own end does not matter."""
     loss, td = influencing(monkeypatch, [0, 1, 1])
@@ -206,8 +221,9 @@ def test_the_last_step_of_an_episode_influences_nothing(monkeypatch):
 
 @pytest.mark.parametrize("key, name", [(ALIVE, "alive"), (CONTROLLED, "controlled")])
 def test_agents_that_left_or_are_overridden_neither_pay_nor_count(key, name):
+    torch.manual_seed(0)
     specs = make_specs("discrete", **{name: key})
-    model = StateModel(specs, latent_dim=2, cells=[4], parts=PARTS, others="all")
+    model = StateModel(specs, latent_dim=2, cells=[32], parts=PARTS, others="all")
     loss, td = ActionModelLoss(specs, model), make_past_batch(specs, 1, 2)
     torch.nn.init.normal_(model.action_model.net[-1].weight)
     td["next", *DONE].zero_()

@@ -83,10 +83,12 @@ def test_what_the_task_can_give_is_accepted():
     assert VISIBLE in loss.recorders[0].in_keys and VISIBLE not in MOALoss(specs).in_keys
 
 
-@pytest.mark.parametrize("inputs", ["obs+z", "obs+past"])
-def test_influence_needs_choices(inputs):
-    with pytest.raises(ValueError, match=r"influence of loss 'moa' .* needs discrete actions"):
-        MOALoss(make_specs("continuous"), influence=0.1, actor_inputs=inputs)
+@pytest.mark.parametrize("option", [{"influence_divergence": "jsd"}, {"influence_skill": 0.2}], ids=str)
+def test_parts_of_influence_need_choices(option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))} of loss 'moa' is for discrete actions: leave it out"):
+        MOALoss(make_specs("continuous"), influence=0.1, **option)
+    with pytest.raises(ValueError, match=r"influence_samples of loss 'moa' .* 2 or more, got 1"):
+        MOALoss(make_specs("continuous"), influence=0.1, influence_samples=1)
 
 
 def test_a_single_agent_has_nobody_to_model():

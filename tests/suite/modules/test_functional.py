@@ -11,6 +11,7 @@ from suite.modules.functional import (
     clipped_surrogate,
     clipped_value_error,
     gae,
+    gaussian_influence,
     influence,
     masked_mean,
     nstep_returns,
@@ -227,6 +228,16 @@ def test_influence_as_jensen_shannon_divergence(own, taken, expected):
     own = torch.tensor([own], dtype=torch.float64)
     out = influence(own, given, torch.tensor([taken]), divergence="jsd")
     assert_close(out, torch.tensor([[expected]], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_influence_of_a_continuous_action_by_hand():
+    """After the own action N(0, 1/4), after another N(1, 1/4): their mixture has the moments of N(1/2, 1/2)."""
+    mean = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    log_sigma = torch.full((2, 1, 1), math.log(0.5))
+    assert gaussian_influence(mean, log_sigma).item() == pytest.approx(0.346573590, abs=1e-6)
+    two = gaussian_influence(mean.expand(2, 3, 2), log_sigma.expand(2, 3, 2))  # three others, two dimensions each
+    assert_close(two, torch.full((3,), 2 * 0.346573590), rtol=0, atol=1e-6)
+    assert gaussian_influence(mean[:1].expand(5, 1, 1), log_sigma[:1].expand(5, 1, 1)).item() == pytest.approx(0)
 
 
 def test_mean_influence_is_the_mutual_information():
