@@ -42,7 +42,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
                        state_dependent_scale=cfg.state_dependent_scale, scalers=scalers, **sizes)
     seen = aux.features if aux.critic_features is None else aux.critic_features
     new_critic = partial(make_critic, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim, **sizes)
-    critic = new_critic(specs, seen, centralized=cfg.centralized, scalers=scalers)
+    critic = new_critic(specs, seen, centralized=cfg.centralized, scalers=scalers, own_features=aux.own_features)
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)

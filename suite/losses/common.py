@@ -51,7 +51,8 @@ class Loss(LossModule):
         encoders: TensorDictModules to run, in order, before actor and critic.
         recorders: TensorDictModules to run after the actor, to hand on to the next step what the encoders read there.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
-        critic_features: those of them that the critic reads; None: all.
+        critic_features: those of them that the critic reads; None: all. own_features: a central critic reads each
+            agent's own of them, instead of everybody's.
         critic_encoders: what writes the features of the critic; None: `encoders`. Others never act: the loss writes
             those of a batch itself, in `receive`, and estimators run them at the next observations.
         reencode: run the encoders over each batch again before rewards and updates, so that these see the present
@@ -70,6 +71,7 @@ class Loss(LossModule):
         self.recorders: list = []
         self.features: dict[NestedKey, int] = {}
         self.critic_features: dict[NestedKey, int] | None = None
+        self.own_features = False
         self.critic_encoders: list | None = None
         self.reencode = False
         self.companion_optimisation: dict[str, tuple[Callable, float | None]] = {}

@@ -16,12 +16,13 @@ from suite.specs import Specs
 ActorInputs = Literal["obs", "obs+z", "obs+z+moa", "obs+moa", "obs+past", "obs+hidden"]
 MemoryKind = Literal["none", "gru"]
 CriticLatent = Literal["student", "none", "teacher_no_action"]
+CriticLatents = Literal["all", "own"]
 PPOLatent = Literal["stored", "recompute"]
 CONTROLS = ("obs+past", "obs+hidden")  # actor inputs without any model
 WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorInputs, "others_actions": OthersActions,
          "moa_inputs": ActionInputs, "policy_latent": PolicyLatent, "memory": MemoryKind,
          "influence_divergence": Divergence, "influence_scale": InfluenceScale, "curiosity_scale": Scale,
-         "imagination": Kind, "critic_z": CriticLatent, "ppo_latent": PPOLatent}
+         "imagination": Kind, "critic_z": CriticLatent, "critic_latents": CriticLatents, "ppo_latent": PPOLatent}
 POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
             "epochs", "max_grad_norm", "influence_max")
 SHARES = ("acting_tau", "influence_decay")

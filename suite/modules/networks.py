@@ -147,24 +147,27 @@ class AgentInput(nn.Module):
 class JointInput(nn.Module):
     """What a central critic sees: ``state`` [..., S], or all agents' inputs [..., A, d] side by side.
 
-    The result is [..., A, joint (+ A with ids)] if ``per_agent``, else one row for all, [..., 1, joint].
+    The result is [..., A, joint (+ A with ids)] if ``per_agent``, else one row for all, [..., 1, joint]. ``own``: each
+    agent's row has only its own of the inputs behind the first, [..., A, joint + d (+ A)].
     """
 
-    def __init__(self, n_agents: int, *, agent_id: bool, per_agent: bool, has_state: bool):
+    def __init__(self, n_agents: int, *, agent_id: bool, per_agent: bool, has_state: bool, own: bool = False):
         super().__init__()
-        self.agent_id, self.per_agent, self.has_state = agent_id, per_agent, has_state
+        self.agent_id, self.per_agent, self.has_state, self.own = agent_id, per_agent or own, has_state, own
+        per_agent = self.per_agent
         self.rows = n_agents if per_agent else 1
         self.register_buffer("ids", torch.eye(n_agents), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Flatten over agents, concatenate, append ids."""
-        parts = [x if self.has_state and k == 0 else x.flatten(-2) for k, x in enumerate(inputs)]
+        joint, own = (inputs[:1], inputs[1:]) if self.own else (inputs, ())
+        parts = [x if self.has_state and k == 0 else x.flatten(-2) for k, x in enumerate(joint)]
         joint = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).unsqueeze(-2)
         if not self.per_agent:
             return joint
         n, batch = len(self.ids), joint.shape[:-2]
-        rows = joint.expand(*batch, n, -1)
-        return torch.cat([rows, self.ids.expand(*batch, n, n)], -1) if self.agent_id else rows
+        rows = [joint.expand(*batch, n, -1), *own, *([self.ids.expand(*batch, n, n)] if self.agent_id else [])]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
 
 
 class AgentGRU(nn.Module):

@@ -150,19 +150,22 @@ def _distribution(specs: Specs, head: Head, device):
 
 def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bool, share: Sharing, agent_id: bool,
                 cells: Sequence[int], activation: str, init: Init, recurrent_dim: int,
-                device: torch.device | str, scalers: Mapping[NestedKey, Scaler] = NO_SCALERS) -> TensorDictModule:
+                device: torch.device | str, scalers: Mapping[NestedKey, Scaler] = NO_SCALERS,
+                own_features: bool = False) -> TensorDictModule:
     """Value network writing [..., A, 1]: of ``state`` or all observations (central), or of each agent's own.
 
-    A central critic gives one value for all agents unless it has agent ids or unshared parameters. ``scalers``: see
-    `make_scalers`.
+    A central critic gives one value for all agents unless it has agent ids, unshared parameters, or ``own_features``:
+    those of an agent itself beside what is joint. ``scalers``: see `make_scalers`.
     """
     index = sharing_index(share, specs.agent_types)
-    n, per_agent = specs.n_agents, agent_id or index is not None
+    n, own = specs.n_agents, own_features and bool(features)
+    per_agent = agent_id or index is not None or own
     has_state = centralized and specs.state_dim is not None
     read = STATE if has_state else OBSERVATION
     if centralized:
-        assemble = JointInput(n, agent_id=agent_id, per_agent=per_agent, has_state=has_state)
-        in_dim = (specs.state_dim if has_state else n * specs.obs_dim) + n * sum(features.values())
+        assemble = JointInput(n, agent_id=agent_id, per_agent=per_agent, has_state=has_state, own=own)
+        in_dim = specs.state_dim if has_state else n * specs.obs_dim
+        in_dim += (1 if own else n) * sum(features.values())
     else:
         assemble = AgentInput(n, agent_id)
         in_dim = specs.obs_dim + sum(features.values())

@@ -54,7 +54,7 @@ def test_every_use_trains(kind, change, actions, skilled):
 @pytest.mark.parametrize("options", [
     {"ensemble": 3, "continue_head": True}, {"actor_inputs": "obs"}, {"actor_inputs": "obs+z+moa"},
     {"policy_latent": "sample"}, {"critic_z": "none"}, {"others_actions": "own"}, {"symlog_reward": True},
-    {"shared_reward": True}, {"wm_use_z": True}], ids=str)
+    {"shared_reward": True}, {"wm_use_z": True, "critic_latents": "own"}], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_goes_with_the_other_options(kind, options, skilled):
     rows = finite(train(moa(KINDS[kind] | options)))

@@ -58,6 +58,7 @@ def _first(cfg, part):
     {"memory": "gru", "memory_dim": 6}, {"memory": "gru", "memory_dim": 6, "actor_inputs": "obs"},
     {"memory": "gru", "memory_dim": 6, "memory_chunk": 1, "use_teacher": False, "depth": 2},
     {"curiosity": 0.1, "policy_latent": "sample", "actor_inputs": "obs+z+moa", "others_actions": "own"},
+    {"critic_latents": "own"}, {"critic_latents": "own", "critic_z": "teacher_no_action", "actor_inputs": "obs"},
     {"ppo_latent": "recompute", "memory": "gru", "memory_dim": 6}, {"wm_use_z": True, "policy_latent": "mean_logstd"},
     {"wm_use_z": True, "actor_inputs": "obs", "ensemble": 2, "curiosity": 0.1, "continue_head": True},
     {"wm_use_z": True, "memory": "gru", "memory_dim": 6, "memory_chunk": 1, "wm_replay": 1, "shuffle_z": True},
@@ -108,6 +109,7 @@ def test_networks_without_a_loss_stay(options, still):
 
 @pytest.mark.parametrize("change", [
     {"actor_recurrent_dim": 6, "critic_recurrent_dim": 5}, {"algorithm": "ippo"}, {"algorithm": "maa2c"},
+    {"critic_recurrent_dim": 5, "options": {"critic_latents": "own"}, "value_norm": True},
     {"fast_collector": False}, {"task_options": {"n_agents": 4}}, {"task_options": {"mask": True}},
     {"team_reward": True}, {"recompute_advantage": True}, {"target_tau": 0.5}, {"autocast": True},
     {"algorithm": "qmix"}, {"algorithm": "qmix", "options": {"curiosity": 0.1, "wm_use_z": True}},

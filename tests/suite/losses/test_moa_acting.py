@@ -10,7 +10,7 @@ from suite.losses import MOALoss
 from suite.losses.world_model import NEXT_OBSERVATION
 from suite.modules import make_actor, make_critic
 from suite.modules.state_model import LATENT, PAST
-from suite.specs import ACTION, OBSERVATION, PRIVILEGED, STATE
+from suite.specs import ACTION, OBSERVATION, PRIVILEGED, STATE, Specs
 from tests.batches import make_past_batch, make_specs, shaken
 
 torch.set_num_threads(1)
@@ -31,6 +31,19 @@ def test_what_actor_and_critic_get(kind, predicted, inputs, latent, width):
     assert loss.encoders[0](td)[LATENT].shape == (2, 3, 3, width)
     assert MOALoss(specs, **SMALL, actor_inputs=inputs, critic_z="none").critic_features == {}
     assert loss.reencode is False
+
+
+def test_the_critic_of_an_agents_own_latent_has_the_size_of_the_specification():
+    """Navigation with four agents: 4 x 18 + 16 + 4 inputs, two layers of 256 (section 2.3); all latents are 48 more."""
+    bound = torch.ones(4, 2)
+    specs = Specs(n_agents=4, obs_dim=18, action_dim=2, discrete=False, agent_types=(0,) * 4, low=-bound, high=bound)
+    for latents, inputs in (("own", 92), ("all", 140)):
+        loss = MOALoss(specs, critic_latents=latents)
+        critic = make_critic(specs, loss.features, centralized=True, share="all", agent_id=True, cells=(256, 256),
+                             activation="tanh", init="orthogonal", recurrent_dim=0, device="cpu",
+                             own_features=loss.own_features)
+        count = sum(p.numel() for p in critic.parameters())
+        assert count == 256 * (inputs + 1) + 256 * 257 + 257 and (count == 89_857) == (latents == "own")
 
 
 def test_an_actor_without_features_still_hands_the_past_on():

@@ -23,6 +23,7 @@ from tests.batches import make_specs
       for name in ("curiosity", "disagreement", "influence", "wm_replay", "wm_use_z")),
     ({"critic_z": "teacher"}, r"critic_z .*\['student', 'none', 'teacher_no_action'\].*'teacher'"),
     ({"critic_z": False}, "critic_z .*'none'.*got False"), ({"critic_z": True}, "critic_z .*'student'.*got True"),
+    ({"critic_latents": "none"}, r"critic_latents .*\['all', 'own'\].*'none'"),
     ({"ppo_latent": "new"}, r"ppo_latent .*\['stored', 'recompute'\].*'new'"),
     ({"influence_scale": "mean"}, r"influence_scale .*\['none', 'std'\].*'mean'"),
     ({"memory_chunk": 5}, "memory_chunk .* give memory=gru"), ({"acting_tau": 1.5}, "acting_tau .* share up to 1"),

@@ -125,6 +125,17 @@ def test_joint_input_of_observations():
     assert_close(plain(x), x.view(2, 1, 6).expand(2, 2, 6))
 
 
+def test_joint_input_with_an_agents_own_features():
+    x, y = torch.arange(12.0).view(2, 2, 3), torch.arange(4.0).view(2, 2, 1)
+    rows = JointInput(2, agent_id=True, per_agent=False, has_state=False, own=True)
+    assert rows.rows == 2
+    # env 1: both agents' observations 6..11, the own feature 2 or 3, then the id
+    assert rows(x, y)[1].tolist() == [[6, 7, 8, 9, 10, 11, 2, 1, 0], [6, 7, 8, 9, 10, 11, 3, 0, 1]]
+    state = torch.arange(8.0).view(2, 4)
+    assert JointInput(2, agent_id=False, per_agent=True, has_state=True, own=True)(state, y)[0].tolist() == [
+        [0, 1, 2, 3, 0], [0, 1, 2, 3, 1]]
+
+
 def test_joint_input_of_a_state():
     state, y = torch.randn(4, 3, 5), torch.randn(4, 3, 2, 1)  # [N, T, S] and [N, T, A, d]
     out = JointInput(2, agent_id=False, per_agent=True, has_state=True)(state, y)
