@@ -17,7 +17,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from suite import distributed
-from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, Replay, Sequences
+from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, Sequences
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
 from suite.losses.curiosity import TERMS, Curiosity, Scale
@@ -104,7 +104,7 @@ class MOALoss(Loss):
             (`Dyna`, from every imagination_every-th frame), ``decentralised`` by each agent's own model of the others.
             horizon: imagined steps, 1 to 3 for ``expand``, else 3 or more. imagination_skill: what wm/obs_skill_1 must
             exceed, measured on each batch. imagination_reward_skill: what wm/rew_r2 must; the specification has none.
-        held_out: share of the environments that this loss does not train on, but is measured on (on-policy only).
+        held_out: share of the environments that this loss does not train on, but is measured on.
 
     Raises:
         ValueError: a single agent, a negative weight, an unknown word, an option that the task has nothing for.
@@ -312,19 +312,24 @@ class MOALoss(Loss):
         return out
 
     def updates(self, name: str, data: DataSource, **optimisation: Any) -> list[Update]:
-        """One update on the recipe's data, with own epochs, rate, and clipping of each network."""
+        """One update on each batch, with own epochs, rate, and clipping of each network.
+
+        Frames that a recipe replays are no data for it: the others do not act like that any more.
+        """
         if not self.trains:
             return []
         unasked = self.options["imagination"] != "none" and self.imagination is None
         unasked |= self.options["joint_update"] and not self.companion_optimisation
-        if unasked or not isinstance(data, (Minibatches, Sequences)):
+        fresh = isinstance(data, (Minibatches, Sequences))
+        if unasked or not fresh:
             refuse_replay(self.options)
         if self.options["joint_update"]:
             return []
         own = dict(zip(("optimizer", "max_grad_norm"), self._optimisation(), strict=True))
-        present = self._in_order(data.with_epochs(self.options["epochs"]))
+        batches = Minibatches(self.options["epochs"], (data if fresh else data.owner).size)
+        present = self._in_order(data.with_epochs(batches.epochs) if fresh else batches)
         update = Update(name, {"moa": self}, self._without_held_out(present), **optimisation | own)
-        return [update, self._again(update, data, optimisation | own)] if self.options["wm_replay"] else [update]
+        return [update, self._again(update, batches, optimisation | own)] if self.options["wm_replay"] else [update]
 
     def _optimisation(self) -> tuple[Callable, float]:
         """Optimiser and clipping of each network."""
@@ -332,13 +337,11 @@ class MOALoss(Loss):
         return adam, self.options["max_grad_norm"]
 
     def _without_held_out(self, data: DataSource) -> DataSource:
-        if isinstance(data.owner, Replay):
-            self.held_out = 0.0  # frames of all environments are replayed, so `diagnose` has none left to measure on
         return FirstRows(data, self.held_out) if self.held_out else data
 
-    def _again(self, update: Update, data: DataSource, optimisation: dict[str, Any]) -> Update:
+    def _again(self, update: Update, batches: Minibatches, optimisation: dict[str, Any]) -> Update:
         """The world model on earlier batches, with the optimiser that it has, in steps of its own."""
-        earlier = PreviousBatches(Minibatches(self.options["epochs"], data.size), self.options["wm_replay"])
+        earlier = PreviousBatches(batches, self.options["wm_replay"])
         mine = {"optimizer": {"world_model": update.optimizers["world_model"]}}
         return Update(f"{update.name}_replay", {"world_model": self.world_loss}, self._without_held_out(earlier),
                       shared={"world_model"}, **optimisation | mine)
@@ -351,7 +354,7 @@ class MOALoss(Loss):
         return Chunks(sequences, chunk) if chunk else sequences
 
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
-        """Metrics of the environments that were held out, see `moa_metrics`; a replay buffer leaves none out."""
+        """Metrics of the environments that were held out, see `moa_metrics`."""
         out = FirstRows.kept_out(len(batch), self.held_out)
         if not self.trains or not out:
             return {}

@@ -113,8 +113,6 @@ def refuse_replay(options: dict[str, Any]) -> None:
         f"joint_update of loss 'moa' shares the steps of {those}": options["joint_update"],
         f"influence of loss 'moa' reads the distribution of a stochastic policy: use {those}":
             bool(options["influence"]),
-        f"wm_replay of loss 'moa' keeps batches of {those}; an off-policy algorithm replays them anyway: leave it at 0":
-            bool(options["wm_replay"]),
         f"memory 'gru' of loss 'moa' learns from sequences of the present policy: use {those}, or leave memory at "
         "'none'": options["memory"] != "none",
         f"ppo_latent 'recompute' of loss 'moa' is of the policy loss of {those}": options["ppo_latent"] != "stored",
