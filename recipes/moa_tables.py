@@ -34,6 +34,8 @@ _FORAGING = ("In foraging actions are sampled: greedy agents stand in each other
 _SMALL = "Networks of actor and critic have two layers of 128."
 _ROWS_SMALL = _moa("128", matched="314")
 _LEADER = "vmas/hidden_leader"
+_WITHOUT = {"teacher": "use_teacher=False", "CVAE": "actor_inputs=obs+moa", "others": "x_parts=obs+wm_residual",
+            "world": "x_parts=obs+moa"}
 
 MOA_TABLES = {
     "moa": Table(
@@ -52,6 +54,17 @@ MOA_TABLES = {
             "MOA-memory": [*_ROWS_SMALL["MOA"], "--loss-options", "memory=gru"]},
         tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000,
         notes=[_GREEDY, "Rows as in table moa_small; MOA-memory gives the model of the others and the student a GRU."]),
+    "moa_ablations": Table(
+        title="What each part of the models of other agents contributes",
+        recipe="recipes.cooperative",
+        rows={"MOA": _ROWS_SMALL["MOA"], **{f"without-{name}": [*_ROWS_SMALL["MOA"], "--loss-options", option]
+                                            for name, option in _WITHOUT.items()},
+              **{name: _ROWS_SMALL[name] for name in ("MOA-shuffled", "MAPPO", "MAPPO-inputs", "MAPPO-matched",
+                                                      "Oracle")}},
+        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000,
+        notes=[_GREEDY, _ROWS, _SMALL, "without-teacher aligns the student to N(0, 1); without-CVAE gives the actor "
+               "the predicted actions in place of a latent; without-others and without-world leave what these models "
+               "say out of the student's features."]),
     "moa_partners": Table(
         title="Models of other agents among scripted partners",
         recipe="recipes.cooperative",

@@ -67,16 +67,11 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     last = [run[-1] for cell in cells.values() for run in cell.runs.values()]
     target = {task: info.frames[task] if isinstance(info.frames, dict) else info.frames for task in tasks}
     target = {"": next(iter(target.values()))} if len(set(target.values())) == 1 else target
-    episodes = ", ".join(f"{n:,}" for n in sorted({end.episodes for end in last}))
     short = [f"{row} on {task}, seed {seed}: {at:,} of {cells[task, row].target:,} frames" for task in table.tasks
              for row in table.rows if (task, row) in cells for seed, at in cells[task, row].incomplete.items()]
     superseded = sum(cell.superseded for cell in cells.values())
     out = [
-        *((("Success" if mode.startswith("success") else "Return") + of,
-         {"success": "share of episodes that reach the goal, greedy",
-          "success_sampled": "share of episodes that reach the goal, sampled"}.get(mode, mode) + " actions"
-         + f", {episodes} episodes per evaluation" * bool(episodes)
-         + f", mean of the last {info.last} evaluations" * (info.last > 1)) for mode, of in _modes(summary)),
+        *_measured(summary),
         ("Frames per run", ", ".join(f"{task} {frames:,}".strip() for task, frames in target.items())),
         ("Wall time per run, median", _minutes(summary)),
         ("Command", info.command),
@@ -94,12 +89,23 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     return [(label, text) for label, text in out if text]
 
 
-def _modes(summary: Summary) -> list[tuple[str, str]]:
-    """What is shown, and of which tasks if it is not the same for all."""
-    by_mode: dict[str, list[str]] = {}
+def _measured(summary: Summary) -> list[tuple[str, str]]:
+    """What is shown and how it was measured, and of which tasks if it is not the same for all."""
+    info = summary.table.info
+    by_way: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for task in summary.table.shown[0]:
-        by_mode.setdefault(summary.table.info.mode_of(task), []).append(task)
-    return [(mode, f" of {', '.join(tasks)}" * (len(by_mode) > 1)) for mode, tasks in by_mode.items()]
+        counts = {run[-1].episodes for (of, _), cell in summary.table.cells.items() if of == task
+                  for run in cell.runs.values()}
+        by_way.setdefault((info.mode_of(task), tuple(sorted(counts))), []).append(task)
+    out = []
+    for (mode, counts), tasks in by_way.items():
+        what = {"success": "share of episodes that reach the goal, greedy",
+                "success_sampled": "share of episodes that reach the goal, sampled"}.get(mode, mode) + " actions"
+        episodes = f", {', '.join(f'{n:,}' for n in counts)} episodes per evaluation" if counts else ""
+        out.append((("Success" if mode.startswith("success") else "Return")
+                    + f" of {', '.join(tasks)}" * (len(by_way) > 1),
+                    what + episodes + f", mean of the last {info.last} evaluations" * (info.last > 1)))
+    return out
 
 
 def _minutes(summary: Summary) -> str:

@@ -9,12 +9,13 @@ import torch
 
 import recipes.hybrid_actions as recipe
 from recipes.hybrid_actions import configure, make_trainer, swap_flags
-from recipes.hybrid_checks import check_config
+from recipes.hybrid_checks import check_config, check_specs
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, TUNED
 from suite.config import run_cli
 from suite.losses.codecs import CODECS
 from suite.run import MemoryRun
 from suite.trainer import Trainer
+from tests.batches import make_specs
 from tests.runs import differences, metrics, state
 
 COMMON = ["--num-envs", "4", "--steps", "5", "--actor-cells", "8", "--critic-cells", "8", "--eval-episodes", "2",
@@ -162,6 +163,17 @@ def test_embeddings_alone_have_hyars_settings():
         for name in ("buffer_size", "gamma", "lr", "critic_lr", "tau", "critic_tau", "exploration_start", "smoothing"):
             assert getattr(alone, name) == getattr(whole, name)
         assert alone.codec_options.get("embed_dim") == whole.codec_options.get("embed_dim")
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "hhqn", "pdqn", "ppo"])
+def test_choices_that_are_forbidden_now_and_then_are_for_algorithms_that_know_masks(algorithm):
+    cfg = configure({"task": "hybrid/platform", "algorithm": algorithm})
+    specs = make_specs("masked", param_mask=torch.ones(5, 2, dtype=torch.bool))
+    if algorithm in ("pdqn", "ppo"):
+        check_specs(cfg, specs)
+    else:
+        with pytest.raises(ValueError, match=rf"{algorithm!r} does not know: take one of \['pdqn', 'pdqn_td3', 'ppo'"):
+            check_specs(cfg, specs)
 
 
 LARGE = {("hyar", "td3", "hard_move-4"), ("hyar", "ddpg", "hard_move-4"), ("hyar", "ddpg", "goal"),

@@ -197,3 +197,12 @@ def test_every_task_may_show_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"mode says nothing of \['t/b'\]"):
         table_of(tmp_path)
     report.write_report(write(tmp_path, {}, mode={"t/a": "success", "t/b": "sampled"}, tasks=["t/a", "t/b"]))
+
+
+def test_how_often_tasks_were_played_is_said_of_each(tmp_path):
+    tasks = ["t/a", "t/b", "t/c"]
+    write(tmp_path, {("x", "t/a"): [1], ("x", "t/b"): [2]}, tasks=tasks)
+    results.append_rows(tmp_path, "a", "x", "t/c", [line._replace(episodes=50) for line in run(1, 4.0)])
+    lines = report.markdown([report.summarise(table_of(tmp_path))]).splitlines()
+    assert f"- Return of t/a, t/b: sampled actions, {run(1, 4.0)[-1].episodes} episodes per evaluation" in lines
+    assert "- Return of t/c: sampled actions, 50 episodes per evaluation" in lines
