@@ -24,7 +24,7 @@ from suite.probes import linear_probe, mlp_probe, split_episodes
 from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
 from suite.state_metrics import as_floats, latent_statistics
 
-TOY = Specs(n_agents=2, obs_dim=4, action_dim=5, discrete=True, agent_types=(0, 1), hidden_dim=4)
+TOY = Specs(n_agents=2, obs_dim=4, action_dim=5, discrete=True, agent_types=(0, 0), hidden_dim=4)
 PROBED = ("u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher")
 FOLLOWER, MEMORY_DIM, LATE = 1, 64, 10
 WATCHED = Effort(iterations=25, epochs=4, test_envs=640)  # fewer are no ceiling: an MLP probe over-fits them

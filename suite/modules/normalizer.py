@@ -47,28 +47,46 @@ class RunningMoments(nn.Module):
 class Scaler(nn.Module):
     """Standardises by running statistics, clipped; entries that never vary are padding: 0, and ``mask`` False there.
 
-    ``unpadded`` bool [N, dim] is False where agents that see less than the largest one are padded.
+    ``unpadded`` bool [N, dim] is False where agents that see less than the largest one are padded. ``roles``: a number
+    for each agent; each role has statistics of its own, because the same entry may be another thing there.
     """
 
-    def __init__(self, dim: int, unpadded: Tensor | None = None):
+    def __init__(self, dim: int, unpadded: Tensor | None = None, roles: Sequence[int] = ()):
         super().__init__()
-        self.moments = RunningMoments((dim,))
+        kinds = sorted(set(roles))
+        self.moments = RunningMoments((dim,) if len(kinds) < 2 else (len(kinds), dim))
+        role = torch.tensor([kinds.index(kind) for kind in roles]) if len(kinds) > 1 else None
         self.register_buffer("unpadded", unpadded, persistent=False)
+        self.register_buffer("role", role, persistent=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """[dim], or [N, dim] with roles."""
+        return self.moments.mean if self.role is None else self.moments.mean[self.role]
+
+    @property
+    def var(self) -> Tensor:
+        """[dim], or [N, dim] with roles."""
+        return self.moments.var if self.role is None else self.moments.var[self.role]
 
     @property
     def mask(self) -> Tensor:
-        """bool [dim], or [N, dim] with padding."""
-        varies = self.moments.var >= 1e-8
+        """bool [dim], or [N, dim] with padding or roles."""
+        varies = self.var >= 1e-8
         return varies if self.unpadded is None else varies & self.unpadded
 
     def update(self, x: Tensor, alive: Tensor | None = None) -> None:
         """Take in [..., N, dim], but neither padding nor agents that are not ``alive`` (bool [..., N, 1])."""
         kept = self.unpadded if alive is None else alive if self.unpadded is None else alive & self.unpadded
+        if self.role is not None:  # [..., N, R, dim]: every agent counts in its role
+            mine = (self.role.unsqueeze(-1) == torch.arange(len(self.moments.mean), device=x.device)).unsqueeze(-1)
+            x = x.unsqueeze(-2).expand(*x.shape[:-1], mine.shape[-2], -1)
+            kept = mine if kept is None else kept.unsqueeze(-2) & mine
         self.moments.update(x, kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim]."""
-        scaled = (x - self.moments.mean) / (self.moments.var + 1e-8).sqrt()
+        scaled = (x - self.mean) / (self.var + 1e-8).sqrt()
         return scaled.clamp(-LIMIT, LIMIT) * self.mask
 
 

@@ -180,7 +180,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
 
 def make_scalers(specs: Specs, *, centralized: bool) -> dict[NestedKey, Scaler]:
     """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations."""
-    scalers: dict[NestedKey, Scaler] = {OBSERVATION: Scaler(specs.obs_dim, specs.obs_mask)}
+    scalers: dict[NestedKey, Scaler] = {OBSERVATION: Scaler(specs.obs_dim, specs.obs_mask, specs.agent_types)}
     if centralized and specs.state_dim is not None:
         scalers[STATE] = Scaler(specs.state_dim)
     return scalers

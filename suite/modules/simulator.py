@@ -61,8 +61,7 @@ class Simulator:
         past = self.model.previous(observation, step[ACTION])
         latent = [step["next", *key] for key in self.model.carried_latent]
         predicted = self.model.world_model.predict(scaler(observation), past[1], *latent)
-        moments = scaler.moments
-        after = predicted.observation.clamp(-LIMIT, LIMIT) * (moments.var + 1e-8).sqrt() + moments.mean
+        after = predicted.observation.clamp(-LIMIT, LIMIT) * (scaler.var + 1e-8).sqrt() + scaler.mean
         after = torch.where(scaler.mask, after, observation)  # what never varied does not now
         return dict(zip([("next", *key) for key in PAST], past, strict=True)) | {
             ("next", *OBSERVATION): after, ("next", *REWARD): self.unscaled(predicted.reward),

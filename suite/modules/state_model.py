@@ -261,7 +261,7 @@ class StateModel(nn.Module):
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
         self.grad_to_actions = grad_to_actions
         self.previous = PreviousStep(specs, self.actions, others)
-        self.scaler = Scaler(d, specs.obs_mask)
+        self.scaler = Scaler(d, specs.obs_mask, specs.agent_types)
         self.action_model = ActionModel(specs, cells, memory_dim, action_inputs)
         self.world_model = WorldModel(specs, cells, members=members, continues=continues,
                                       latent_dim=latent_dim * world_latent)
@@ -271,7 +271,7 @@ class StateModel(nn.Module):
         if specs.obs_mask is not None:
             unpadded = torch.cat([specs.obs_mask.new_ones(n, sizes[part]) if part == "moa" else specs.obs_mask
                                   for part in parts], -1)
-        self.x_scaler = Scaler(self.x_dim, unpadded)
+        self.x_scaler = Scaler(self.x_dim, unpadded, specs.agent_types)
         self.student = GaussianEncoder(self.x_dim + self.context_dim, latent_dim, cells, memory_dim,
                                        soft_clamp=soft_clamp)
         self.register_buffer("ids", torch.eye(n), persistent=False)

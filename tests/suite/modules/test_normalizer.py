@@ -140,6 +140,23 @@ def test_padding_and_the_dead_count_in_no_statistic():
     assert not scaler(torch.full((5, 2, 2), 9.0))[:, 1, 1].any() and "unpadded" not in scaler.state_dict()
 
 
+def test_every_role_has_statistics_of_its_own():
+    """Roles 7, 2, 7: the first feature is 1, 3 | 5, 7 for the one, 100, 300 for the other; a padded one stays out."""
+    unpadded = torch.tensor([[True, True], [True, False], [True, True]])
+    scaler = Scaler(2, unpadded, roles=(7, 2, 7))
+    x = torch.tensor([[[1.0, 4.0], [100.0, 0.0], [3.0, 4.0]], [[5.0, 8.0], [300.0, 0.0], [7.0, 8.0]]])
+    scaler.update(x)
+    assert_close(scaler.mean, torch.tensor([[4.0, 6.0], [200.0, 0.0], [4.0, 6.0]]), rtol=1e-3, atol=1e-3)
+    assert scaler.moments.count.flatten().tolist() == pytest.approx([2, 0, 4, 4], abs=1e-3)  # role 2 stands first
+    assert_close(scaler(x)[0, :, 0], torch.tensor([-3 / (20 / 3) ** 0.5, -(0.5**0.5), -1 / (20 / 3) ** 0.5]),
+                 rtol=1e-3, atol=1e-3)
+    scaler.update(x + 1000, alive=torch.zeros(2, 3, 1, dtype=torch.bool))
+    assert_close(scaler.mean[:, 0], torch.tensor([4.0, 200.0, 4.0]), rtol=1e-3, atol=1e-3)
+    one = Scaler(2, unpadded, roles=(1, 1, 1))
+    assert one.moments.mean.shape == (2,) and one.mask.shape == (3, 2) and set(one.state_dict()) == {
+        "moments.mean", "moments.var", "moments.count"}
+
+
 def test_scalers_take_in_the_living_and_a_state_where_somebody_lives():
     """Agents of 1, 3 | 5, (100) | (100, 100): mean 3 of 3; states 10, 20, (999): mean 15 of 2 (the dead)."""
     batch = TensorDict({OBSERVATION: torch.tensor([[[1.0], [3.0]], [[5.0], [100.0]], [[100.0], [100.0]]])[None],
