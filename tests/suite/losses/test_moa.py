@@ -144,7 +144,7 @@ def test_the_ramp_of_alpha(world, monkeypatch):
 
 def test_the_task_reward_is_kept_before_any_shaping():
     specs = make_specs("discrete")
-    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1, curiosity_scale="none"), make_past_batch(specs, 3, 4)
     del td["next", "agents", "task_reward"]
     task = td["next", *REWARD].clone()
     loss.receive(td)
@@ -155,7 +155,7 @@ def test_the_task_reward_is_kept_before_any_shaping():
 def test_curiosity_is_the_error_of_the_world_model():
     specs = make_specs("discrete")
     assert MOALoss(specs, **SMALL).reward_terms(make_past_batch(specs, 3, 4)) == {}
-    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1, curiosity_scale="none"), make_past_batch(specs, 3, 4)
     assert loss.reward_weights == {"curiosity": 0.1}
     term = loss.reward_terms(td)["curiosity"]
     expected = (td[NEXT_OBSERVATION] - td[OBSERVATION]).square().mean(-1, keepdim=True)  # "nothing changes"
@@ -168,7 +168,7 @@ def test_curiosity_is_the_error_of_the_world_model():
 def test_curiosity_does_not_pay_for_padding():
     """Entries that never vary do not dilute it either."""
     specs = make_specs("discrete")
-    loss, td = MOALoss(specs, **SMALL, curiosity=0.1), make_past_batch(specs, 3, 4)
+    loss, td = MOALoss(specs, **SMALL, curiosity=0.1, curiosity_scale="none"), make_past_batch(specs, 3, 4)
     whole = loss.reward_terms(td)["curiosity"]
     loss.model.scaler.moments.var[2:] = 0.0
     expected = (td[NEXT_OBSERVATION] - td[OBSERVATION])[..., :2].square().mean(-1, keepdim=True)
