@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -83,6 +84,13 @@ class Scaler(nn.Module):
             x = x.unsqueeze(-2).expand(*x.shape[:-1], mine.shape[-2], -1)
             kept = mine if kept is None else kept.unsqueeze(-2) & mine
         self.moments.update(x, kept)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Statistics that a version up to 0.4 pooled over the roles are where each role starts from."""
+        for name, own in self.moments.named_buffers():
+            if (key := f"{prefix}moments.{name}") in state_dict and state_dict[key].ndim < own.ndim:
+                state_dict[key] = state_dict[key].expand_as(own)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim]."""

@@ -157,6 +157,16 @@ def test_every_role_has_statistics_of_its_own():
         "moments.mean", "moments.var", "moments.count"}
 
 
+def test_statistics_of_all_roles_are_taken_for_each():
+    """Those of a checkpoint from before roles had their own."""
+    pooled, scaler = Scaler(2), Scaler(2, roles=(0, 1))
+    pooled.update(torch.randn(50, 2, 2))
+    torch.nn.Sequential(scaler).load_state_dict(torch.nn.Sequential(pooled).state_dict())
+    for name, value in pooled.moments.named_buffers():
+        assert torch.equal(getattr(scaler.moments, name), torch.stack([value, value]))
+    assert pooled.state_dict()["moments.mean"].shape == (2,)
+
+
 def test_scalers_take_in_the_living_and_a_state_where_somebody_lives():
     """Agents of 1, 3 | 5, (100) | (100, 100): mean 3 of 3; states 10, 20, (999): mean 15 of 2 (the dead)."""
     batch = TensorDict({OBSERVATION: torch.tensor([[[1.0], [3.0]], [[5.0], [100.0]], [[100.0], [100.0]]])[None],
