@@ -67,7 +67,7 @@ def check_specs(cfg: Config, specs: Specs) -> None:
     """ValueError for a task without hybrid actions, or with what no algorithm here knows."""
     if specs.alive:
         raise ValueError(f"no algorithm for hybrid actions knows agents that leave early, as those of {cfg.task!r} do")
-    if specs.has_mask and ALGORITHMS[cfg.algorithm][0] == "deterministic":
+    if specs.param_mask is not None and specs.has_mask and ALGORITHMS[cfg.algorithm][0] == "deterministic":
         knowing = [name for name, (kind, _) in ALGORITHMS.items() if kind != "deterministic"]
         raise ValueError(f"{cfg.task!r} forbids choices from step to step, which algorithm {cfg.algorithm!r} does not "
                          f"know: take one of {knowing}")

@@ -84,8 +84,13 @@ def test_the_world_model_learns_from_earlier_batches_with_its_one_optimiser():
     assert held.held.shape == (2, 3, 5) and held.seen == 5  # one of the four environments is held out
     steps = main.optimizers["world_model"].state_dict()["state"][0]["step"]
     assert steps == 3 * 5 * 2 + 3 * (2 + 3 * 3)  # 15 frames in minibatches of 10; then 1 2 2 2 earlier batches
-    with pytest.raises(ValueError, match="wm_replay of loss 'moa' keeps batches of mappo"):
-        recipe.make_trainer(moa({"wm_replay": 2}, algorithm="qmix"), MemoryRun())
+
+
+def test_earlier_batches_train_the_world_model_beside_a_replay_buffer_too():
+    trainer = train(moa({"wm_replay": 2}, algorithm="qmix"))
+    main, replay = (update for update in trainer.updates if update.name.startswith("moa"))
+    assert replay.data.owner.seen > 0 and replay.optimizers["world_model"] is main.optimizers["world_model"]
+    finite(trainer)
 
 
 def test_a_new_world_model_is_not_believed():
