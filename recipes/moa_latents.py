@@ -24,6 +24,7 @@ from suite.probes import linear_probe, mlp_probe, split_episodes
 from suite.specs import ACTION, OBSERVATION, PRIVILEGED, Specs
 from suite.state_metrics import as_floats, latent_statistics
 
+# one role: the leader sees nothing, and has no statistics of its own
 TOY = Specs(n_agents=2, obs_dim=4, action_dim=5, discrete=True, agent_types=(0, 0), hidden_dim=4)
 PROBED = ("u", "uc", "uc_mlp", "z", "z_mlp", "z_teacher")
 FOLLOWER, MEMORY_DIM, LATE = 1, 64, 10

@@ -110,7 +110,7 @@ class CVAELoss(Loss):
         weight, living = self._weights(minibatch)
         student = known.mean, known.log_sigma
         z = reparameterise(*student, torch.randn_like(known.mean))
-        out = {"loss_rec": self.rec_coef * self.reconstruction(minibatch, known, z, y)}
+        out = {"loss_rec": self.rec_coef * self._reconstruction(known.x.detach(), y, z, weight, living)}
         if self.teacher is None:
             kl = kl_to_unit(*student)
         else:
@@ -121,10 +121,11 @@ class CVAELoss(Loss):
         out["kl"] = weighted_mean(kl.detach().sum(-1), weight)
         return TensorDict(out)
 
-    def reconstruction(self, td: TensorDictBase, known: Inferred, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """L_rec, 0-d, of latents z [..., N, k]; ``y`` if it was made already."""
-        weight, living = self._weights(td)
-        x, y = known.x.detach(), self.privileged(td) if y is None else y
+    def reconstruction(self, td: TensorDictBase, known: Inferred) -> Tensor:
+        """L_rec, 0-d, of the latents' means."""
+        return self._reconstruction(known.x.detach(), self.privileged(td), known.mean, *self._weights(td))
+
+    def _reconstruction(self, x: Tensor, y: Tensor, z: Tensor, weight: Tensor, living: Tensor) -> Tensor:
         target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
         mask = self._target_mask(living)
         return weighted_mean(observation_error(self.decoder(z), target, mask), weight * mask.any(-1))

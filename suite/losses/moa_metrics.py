@@ -48,7 +48,7 @@ def _latent(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
     teacher = None if cvae.teacher is None else cvae.teacher(*known.student_inputs, cvae.privileged(held))
     weight = held[PAST[-1]].squeeze(-1) * (held[cvae.alive] if cvae.alive else 1)
     out = latent_statistics((known.mean, known.log_sigma), teacher, weight, direction=cvae.kl_direction)
-    return out | {"rec": cvae.reconstruction(held, known, known.mean)}
+    return out | {"rec": cvae.reconstruction(held, known)}
 
 
 def _representations(loss: MOALoss, td: TensorDictBase) -> dict[str, Tensor]:

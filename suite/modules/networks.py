@@ -154,8 +154,7 @@ class JointInput(nn.Module):
     def __init__(self, n_agents: int, *, agent_id: bool, per_agent: bool, has_state: bool, own: bool = False):
         super().__init__()
         self.agent_id, self.per_agent, self.has_state, self.own = agent_id, per_agent or own, has_state, own
-        per_agent = self.per_agent
-        self.rows = n_agents if per_agent else 1
+        self.rows = n_agents if self.per_agent else 1
         self.register_buffer("ids", torch.eye(n_agents), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:

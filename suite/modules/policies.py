@@ -159,7 +159,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
     """
     index = sharing_index(share, specs.agent_types)
     n, own = specs.n_agents, own_features and bool(features)
-    per_agent = agent_id or index is not None or own
+    per_agent = agent_id or index is not None
     has_state = centralized and specs.state_dim is not None
     read = STATE if has_state else OBSERVATION
     if centralized:
