@@ -50,7 +50,9 @@ class BatchedEnv(EnvBase):
         agent_types: tuple of A integers. ``group_map``: {"agents": [names]}. ``reward_is_shared``: all agents get
         the same number. ``cheap_reset``: a reset costs about as much as a test for "any done", so a collector on a
         GPU may reset with an all-False mask instead of synchronising. ``obs_dims``, ``action_dims``: sizes of each
-        agent without padding (choices if discrete), None if all have the full size. ``hidden_parts``: what
+        agent without padding (choices if discrete), None if all have the full size. ``action_factors``: for each
+        agent the sizes of what its choice is a combination of, the last changing fastest; None if of nothing.
+        ``hidden_parts``: what
         ("agents", "hidden") is made of, as tuples (name, width, whether it is a one-hot); empty if there is none.
         ``param_mask``: of hybrid actions, bool [K, P]: the parameters that each of the K choices has; else None.
         ``periodic``: those (choice, parameter) that are an angle, with -1 and 1 the same.
@@ -59,6 +61,7 @@ class BatchedEnv(EnvBase):
     cheap_reset = False
     obs_dims: Sequence[int] | None = None
     action_dims: Sequence[int] | None = None
+    action_factors: Sequence[Sequence[int]] | None = None
     hidden_parts: tuple[tuple[str, int, bool], ...] = ()
     param_mask: Tensor | None = None
     periodic: frozenset[tuple[int, int]] = frozenset()

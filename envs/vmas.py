@@ -106,6 +106,7 @@ class VmasBatch(BatchedEnv):
                          max_steps=max_steps, seed=seed, device=device, truncate=truncate)
         self.scenario, self.name, self.random, self.actions = scenario, name, random, actions
         self.obs_dims, self.action_dims, self.continuous_actions = obs_dims, actions.dims, continuous_actions
+        self.action_factors = actions.factors
         self.reward_is_shared = self.n_agents == 1 or name.removesuffix("_pe") in TEAM_REWARD
         self._policy_agents = agents
         self._fresh = FreshRows(SlotFinder(scenario, num_envs), lambda: scenario.env_reset_world_at(None))
@@ -248,7 +249,8 @@ class ActionWriter:
         is_continuous: forces (and messages in [0, 1]); else one choice per agent.
 
     Attributes:
-        dims: for each agent the number of action dimensions, or of choices.
+        dims: for each agent the number of action dimensions, or of choices. factors: what a choice combines: a level
+            of each force, and a message; None of forces.
     """
 
     def __init__(self, agents: list[Agent], dim_c: int, is_continuous: bool):
@@ -257,13 +259,15 @@ class ActionWriter:
         self.messages = [0 if agent.silent else dim_c for agent in agents]
         self.width = max(p + c for p, c in zip(self.physical, self.messages, strict=True))
         self.noisy = [agent.u_noise > 0 for agent in agents]
+        self.factors = None if is_continuous else [
+            [*agent.discrete_action_nvec, *([c] if c else [])] for agent, c in zip(agents, self.messages, strict=True)]
         if is_continuous:
             self.dims = [p + c for p, c in zip(self.physical, self.messages, strict=True)]
             self.low = self._rows(lambda u: -u.u_range_tensor, message=0.0, padding=-1.0)
             self.high = self._rows(lambda u: u.u_range_tensor, message=1.0, padding=1.0)
             self.scale = self._rows(lambda u: u.u_multiplier_tensor, message=1.0, padding=1.0)
         else:
-            tables = [self._table(agent, c) for agent, c in zip(agents, self.messages, strict=True)]
+            tables = [self._table(*each) for each in zip(agents, self.factors, self.messages, strict=True)]
             self.dims = [len(table) for table in tables]
             stay = max(self.dims)  # choices that an agent does not have
             self.table = torch.stack([torch.cat([table, table[:1].expand(stay - len(table), -1)]) for table in tables])
@@ -277,13 +281,13 @@ class ActionWriter:
             rows.append(torch.cat([row, row.new_full((c,), message), row.new_full((rest,), padding)]))
         return torch.stack(rows)
 
-    def _table(self, agent: Agent, messages: int) -> Tensor:
+    def _table(self, agent: Agent, factors: list[int], messages: int) -> Tensor:
         """Forces and message of every choice [choices, width]; the last dimension changes fastest, as in VMAS."""
-        levels, reach = list(agent.discrete_action_nvec), agent.action.u_range_tensor
-        parts = [torch.arange(n, device=reach.device) for n in [*levels, *([messages] if messages else [])]]
-        choice = torch.cartesian_prod(*parts).reshape(math.prod(len(part) for part in parts), -1)
+        reach = agent.action.u_range_tensor
+        parts = [torch.arange(n, device=reach.device) for n in factors]
+        choice = torch.cartesian_prod(*parts).reshape(math.prod(factors), -1)
         columns = []
-        for k, n in enumerate(levels):
+        for k, n in enumerate(agent.discrete_action_nvec):
             level = choice[:, k]
             if n % 2:  # choice 0 is the middle level: no force
                 level = torch.where(level == 0, n // 2, torch.where(level <= n // 2, level - 1, level))

@@ -39,6 +39,7 @@ class WholeEpisodes(BatchedEnv):
         self.env = env
         self.reward_is_shared = getattr(env, "reward_is_shared", False)
         self.obs_dims, self.action_dims, self.hidden_parts = env.obs_dims, env.action_dims, env.hidden_parts
+        self.action_factors = env.action_factors
         self.observation_spec, self.action_spec = env.observation_spec.clone(), env.full_action_spec.clone()
         self.reward_spec, self.done_spec = env.full_reward_spec.clone(), env.full_done_spec.clone()
         shape = (env.num_envs, env.n_agents)

@@ -55,8 +55,9 @@ def assemble(cfg: Any, run: Run | MemoryRun, env: EnvBase, make_eval_env: Callab
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
         seed = cfg.seed + 1_000_000
+        latents = [key for loss in losses for module in loss.encoders for key in module.out_keys if key in loss.features]
         evaluator = Evaluator(make_eval_env(cfg.eval_episodes, seed), parts.acting, seed=seed,
-                              fresh=cfg.eval_starts == "fresh", team=team)
+                              fresh=cfg.eval_starts == "fresh", team=team, latents=latents)
     return Trainer(collector, parts.policy, parts.updates, reward_weights=weights, run=run, team_reward=team,
                    losses=losses, estimators=parts.estimators, refresh=parts.refresh, schedules=schedules,
                    evaluate=evaluator, checkpoint_every=cfg.checkpoint_every,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from suite.latent_use import shuffled_latent
 from suite.modules.lowered import Lowered, Tensors
 from suite.modules.policies import hidden_shapes
 from suite.specs import IS_INIT, REWARD, SUCCESS
@@ -28,21 +30,27 @@ class Evaluator:
         fresh: other initial states and draws after every number of frames, which follow from it and the seed; else
             always the same.
         team: returns are sums over the agents instead of means.
+        latents: keys that modules of the policy write for later ones; what they are good for is measured too.
     """
 
     def __init__(self, env: EnvBase, policy: TensorDictModuleBase | Callable[..., Tensors], *, seed: int,
-                 fresh: bool = False, team: bool = False, carried: dict[NestedKey, tuple[int, ...]] | None = None):
+                 fresh: bool = False, team: bool = False, carried: dict[NestedKey, tuple[int, ...]] | None = None,
+                 latents: Sequence[NestedKey] = ()):
         self.env, self.seed, self.fresh, self.team = env, seed, fresh, team
         self.lowered = Lowered(policy) if carried is None else policy
         self.hidden = hidden_shapes(policy) if carried is None else carried
         self.samples = carried is not None or self.lowered.samples  # else both kinds of actions are the same
         self.start = env.state_dict()  # some simulators remember earlier episodes
+        self.shuffled = None
+        if latents and env.num_envs > 1:
+            self.shuffled = Lowered(reduce(shuffled_latent, latents, policy))
 
     def __call__(self, frames: int = 0) -> dict[str, float]:
         """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length.
 
         Where the task says what success is: also the share of greedy episodes in which it came about, and, of a policy
-        that samples, of sampled ones. ``frames`` is how long the policy has been trained.
+        that samples, of sampled ones. With latents also ``policy/z_use``, the return of sampled actions that is lost
+        with another episode's. ``frames`` is how long the policy has been trained.
         """
         seed = self.seed_after(frames)
         greedy = self.play(deterministic=True, seed=seed)
@@ -50,6 +58,9 @@ class Evaluator:
         row = {"return": sampled["return"], "return_greedy": greedy["return"], "length": sampled["length"]}
         if "success" in greedy:
             row |= {"success": greedy["success"]} | ({"success_sampled": sampled["success"]} if self.samples else {})
+        if self.shuffled is not None:
+            other = self.play(deterministic=not self.samples, seed=seed, policy=self.shuffled)
+            row["policy/z_use"] = sampled["return"] - other["return"]
         return row
 
     def seed_after(self, frames: int) -> int:
@@ -58,8 +69,8 @@ class Evaluator:
 
     @torch.no_grad()
     def play(self, *, deterministic: bool, seed: int | None = None, frames: list | None = None,
-             size: tuple[int, int] | None = None) -> dict[str, float]:
-        """One episode per copy, of the evaluator's own seed unless another is given.
+             size: tuple[int, int] | None = None, policy: Callable[..., Tensors] | None = None) -> dict[str, float]:
+        """One episode per copy, of the evaluator's own seed and policy unless others are given.
 
         With ``frames``, pictures of the first copy [H, W, 3] are appended to it.
         """
@@ -69,9 +80,10 @@ class Evaluator:
             torch.manual_seed(seed)
             self.env.load_state_dict(self.start)
             self.env.set_seed(seed)
-            return self._play(deterministic, frames, size)
+            return self._play(policy or self.lowered, deterministic, frames, size)
 
-    def _play(self, deterministic: bool, frames: list | None, size: tuple[int, int] | None) -> dict[str, float]:
+    def _play(self, policy: Callable[..., Tensors], deterministic: bool, frames: list | None,
+              size: tuple[int, int] | None) -> dict[str, float]:
         n, device = self.env.num_envs, self.env.device
         current = self.env.reset_tensors()
         current |= {key: torch.zeros(n, *shape, device=device) for key, shape in self.hidden.items()}
@@ -82,7 +94,7 @@ class Evaluator:
         while True:
             if frames is not None and running[0]:
                 frames.append(self.env.render_frame(0, size=size))
-            tensors = self.lowered(dict(current), deterministic=deterministic)
+            tensors = policy(dict(current), deterministic=deterministic)
             out = self.env.step_tensors({key: tensors[key] for key in self.env.action_keys})
             total += self._reward(out[REWARD]) * running
             length += running

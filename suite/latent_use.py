@@ -1,15 +1,16 @@
-"""Does a policy use its latent? The return it loses when it is handed another episode's latent instead of its own."""
+"""Does a policy use its latent? The return it loses when it is handed another episode's latent instead of its own, and
+how far the latent moves what it does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from suite.modules.lowered import Lowered
+from suite.modules.lowered import Lowered, call
 
 
 class OtherEpisode(nn.Module):
@@ -53,6 +54,22 @@ def shuffled_latent(policy: TensorDictModuleBase, key: NestedKey, *, seed: int =
     cut = writers[-1] + 1
     shuffle = TensorDictModule(OtherEpisode(seed), in_keys=[key], out_keys=[key])
     return TensorDictSequential(*modules[:cut], shuffle, *modules[cut:])
+
+
+def latent_sensitivity(actor: TensorDictModuleBase, batch: TensorDictBase, key: NestedKey) -> float:
+    """Mean over frames [N, T], agents, outputs k and latent entries d of |d out_k / d z_d| std(z_d).
+
+    The outputs are what the actor's first module writes first: logits, or the location of continuous actions. Steps
+    count one by one: a recurrent actor goes on from its stored states.
+    """
+    network = Lowered(actor).steps[0][0]
+    inputs = {name: batch[name].flatten(0, 1).detach() for name in network.in_keys}
+    with torch.enable_grad():
+        z = inputs[key] = inputs[key].requires_grad_()
+        out = call(network, inputs)
+        slopes = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0].abs() for part in out.unbind(-1)]
+    spread = z.detach().flatten(0, -2).std(0)
+    return (torch.stack(slopes).mean((0, 1, 2)) * spread).mean().item()
 
 
 def latent_use(make_evaluator: Callable[[TensorDictModuleBase], Callable[[], dict[str, float]]],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class Specs:
     of what their constants say, None where everybody is seen, or acts. ``action_mask`` bool [A, action_dim] and
     ``obs_mask`` bool [A, obs_dim] are False in the padding of agents that have fewer choices, action dimensions or
     observations than the largest one, None without padding; unlike the mask under `ACTION_MASK` they never change.
+    ``action_factors`` float [A, S, action_dim] belongs to discrete actions that combine several: 1 where a choice has
+    the s-th of all the values of its factors, which stand one after the other; None for all other actions.
     ``param_mask`` bool [K, P] belongs to hybrid actions, a choice among K and P parameters (``action_dim``), and is
     False for parameters that a choice does not have; None for all other actions.
     """
@@ -75,6 +78,7 @@ class Specs:
     action_mask: Tensor | None = None
     obs_mask: Tensor | None = None
     param_mask: Tensor | None = None
+    action_factors: Tensor | None = None
 
     @classmethod
     def from_env(cls, env: EnvBase) -> Specs:
@@ -100,7 +104,9 @@ class Specs:
         sizes = getattr(env, "action_dims", None)
         if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
             n = action.space.n
-            return cls(action_dim=n, discrete=True, action_mask=_unpadded(sizes, n, action.device), **common)
+            factors = _factors(getattr(env, "action_factors", None), n, action.device)
+            return cls(action_dim=n, discrete=True, action_mask=_unpadded(sizes, n, action.device),
+                       action_factors=factors if params is None else None, **common)
         if isinstance(action, Bounded):
             low, high = (
                 bound.reshape(*batch, n_agents, -1)[(0,) * len(batch)]
@@ -121,6 +127,18 @@ def _scaled(params: TensorSpec) -> TensorSpec:
                          f"the lower bound and 1 as the upper one; the bounds of this task are {found}"
                          + ("" if low is None or (low < high).all() else ", which are inverted"))
     return params
+
+
+def _factors(sizes: Sequence[Sequence[int]] | None, choices: int, device: torch.device | None) -> Tensor | None:
+    """What ``action_factors`` says from the sizes of each agent's factors; None if no choice has more than one."""
+    if sizes is None or max(map(len, sizes)) < 2:
+        return None
+    out = torch.zeros(len(sizes), max(map(sum, sizes)), choices, device=device)
+    for agent, factors in enumerate(sizes):
+        for choice, values in enumerate(product(*map(range, factors))):
+            for k, value in enumerate(values):
+                out[agent, sum(factors[:k]) + value, choice] = 1
+    return out
 
 
 def _unpadded(sizes: Sequence[int] | None, width: int, device: torch.device | None) -> Tensor | None:

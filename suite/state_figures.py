@@ -85,6 +85,9 @@ PANELS = (
     Panel("Latent: active units", "dimensions", (Line("cvae/active_units", "active", MODEL),)),
     Panel("Latent: calibration", "spread missed / spread claimed", (
         Line("cvae/calibration", "student", MODEL),), level=1.0),
+    Panel("Latent: use", "return lost with another's", (Line("policy/z_use", "return", MODEL),), level=0.0),
+    Panel("Latent: weight in the policy", "|d output / d z| std(z)", (
+        Line("policy/z_sensitivity", "mean", MODEL),), level=0.0),
     Panel("Codec: reconstruction error", "error", (
         Line("codec/param_error", "parameters, absolute", MODEL),
         Line("codec/residual_share", "residual, of its variance", OTHER)), level=0.0),

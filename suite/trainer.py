@@ -33,7 +33,8 @@ class Trainer:
             be saved by the module it belongs to.
         schedules: functions of the share of frames done when an iteration begins, called before its updates.
         run: where metrics and checkpoints go; see `suite.run.Run`.
-        evaluate: function of the frames so far that returns metrics and changes nothing.
+        evaluate: function of the frames so far that returns metrics, of "eval" unless they say of what, and changes
+            nothing.
         evaluate_every, checkpoint_every: in iterations; 0 means only at the end.
     """
 
@@ -183,7 +184,8 @@ class Trainer:
     def _evaluate(self, batch: TensorDictBase | None = None) -> None:
         if self.evaluate is None or distributed.rank() != 0:
             return
-        row = {f"eval/{key}": value for key, value in self.evaluate(self.frames).items()}
+        found = self.evaluate(self.frames)
+        row = {key if "/" in key else f"eval/{key}": value for key, value in found.items()}
         if batch is not None:
             with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
                 for loss in self.losses:

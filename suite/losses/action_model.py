@@ -25,6 +25,8 @@ from suite.state_metrics import (
 class ActionModelLoss(Loss):
     """L_moa = mean over steps, agents i and others j of the cross-entropy (Gaussian NLL) of a_t^j given i's past.
 
+    With a fixed sigma the NLL is |mean - a|^2 / (2 sigma^2), without its constants.
+
     Weights: the past is valid, i and j alive; the mean divides by their sum. Without a memory the
     past is one step; with one, a minibatch holds sequences [N, T]. A model that sees the present reads it too.
 
@@ -69,7 +71,9 @@ class ActionModelLoss(Loss):
         prediction = self.predict(minibatch) if known is None else known.action
         target, weight = self.targets(minibatch), self.weights(minibatch)
         if not self.discrete:
-            return TensorDict({"loss_moa": self.coef * weighted_mean(nll(*prediction, target), weight)})
+            sigma = self.model.action_model.sigma
+            error = ((prediction[0] - target) / sigma).square().sum(-1) / 2 if sigma else nll(*prediction, target)
+            return TensorDict({"loss_moa": self.coef * weighted_mean(error, weight)})
         error = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
         right = (prediction.detach().argmax(-1) == target).to(weight.dtype)
         return TensorDict({"loss_moa": self.coef * weighted_mean(error, weight),

@@ -94,8 +94,8 @@ class CVAELoss(Loss):
         """
         known = model.action_model.unpadded
         known = torch.ones(n, n - 1, e, dtype=torch.bool) if known is None else known
-        predicted = (known if self.discrete else torch.cat([known, known], -1)).flatten(1)  # mean and log-sigma
-        x_mask = torch.cat([predicted if part == "moa" else known.new_ones(n, d) for part in model.parts], -1)
+        x_mask = torch.cat([model.action_model.feature_mask if part == "moa" else known.new_ones(n, d)
+                            for part in model.parts], -1)
         self.register_buffer("action_mask", known[..., :self.shape[2]], persistent=False)
         self.register_buffer("x_mask", x_mask, persistent=False)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from suite import distributed
 from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatches, Sequences
+from suite.latent_use import latent_sensitivity
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
 from suite.losses.curiosity import TERMS, Curiosity, Scale
@@ -85,6 +86,9 @@ class MOALoss(Loss):
         memory, memory_dim: ``gru`` gives the model of the others and the student a memory of that size each (on-policy
             algorithms only), trained on whole rows of the batch, or on chunks of ``memory_chunk`` steps.
         moa_inputs: of the model of the others: the step before (``prev``), or also what is seen now (``prev+obs``).
+        moa_factorised: it has logits for each factor of choices that combine several (a move and a message), see
+            `ActionModel`. moa_sigma: standard deviation of its prediction of continuous actions, instead of a learned
+            one (0); the specification's is 0.5.
         cvae_grad_to_moa: L_rec and L_KL also teach the model of the others, whose prediction the student reads.
         lr, epochs, max_grad_norm: of this loss. huber: Huber error for rewards.
         curiosity, disagreement, latent_surprise: weights of the reward terms of `Curiosity`. curiosity_scale: ``none``
@@ -128,7 +132,8 @@ class MOALoss(Loss):
                  influence_skill: float = 0.0,
                  influence_decay: float = 0.0, influence_scale: InfluenceScale = "none",
                  train_moa_only_when_visible: bool = False,
-                 cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev",
+                 cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev", moa_factorised: bool = False,
+                 moa_sigma: float = 0.0,
                  ensemble: int = 1, disagreement: float = 0.0, latent_surprise: float = 0.0,
                  curiosity_scale: Scale = "std", continue_head: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False, wm_use_z: bool = False, wm_replay: int = 0, imagination: Kind = "none",
@@ -143,7 +148,8 @@ class MOALoss(Loss):
         self.model = StateModel(specs, latent_dim=latent_dim, cells=cells, parts=x_parts.split("+"),
                                 others=others_actions, action_inputs=moa_inputs, grad_to_actions=cvae_grad_to_moa,
                                 memory_dim=memory_dim if memory == "gru" else 0, members=ensemble,
-                                continues=continue_head, soft_clamp=soft_clamp, world_latent=wm_use_z)
+                                continues=continue_head, soft_clamp=soft_clamp, world_latent=wm_use_z,
+                                factorised_actions=moa_factorised, action_sigma=moa_sigma)
         self.acting = self._acting_copy(self.model)
         self.reward_moments = RunningMoments((1,))
         self.action_loss = ActionModelLoss(specs, self.model, coef=moa_coef, only_visible=train_moa_only_when_visible)
@@ -157,7 +163,7 @@ class MOALoss(Loss):
                                   action_in_y=critic_z != "teacher_no_action")
         self.in_keys = list(dict.fromkeys(key for loss in self._losses() for key in loss.in_keys))
         self._pay(options)
-        self.__dict__["imagination"] = None  # made by `estimators`; it is no part of this loss
+        self.__dict__.update(imagination=None, actor=None)  # set by `estimators`; they are no part of this loss
         self._feed_actor(options)
         self._feed_critic(options)
 
@@ -187,10 +193,11 @@ class MOALoss(Loss):
             self.requires_grad_(False)
             past = dict(zip(PAST, (specs.obs_dim, specs.n_agents * specs.action_dim, 1), strict=True))
             self.features = past if actor_inputs == "obs+past" else {PRIVILEGED: specs.hidden_dim}
+            self.observed_features = tuple(key for key in PAST[:1] if key in self.features)
             return
         with_latent, with_actions = "z" in actor_inputs, actor_inputs.endswith("moa")
         width = with_latent * options["latent_dim"] * (2 if latent == "mean_logstd" else 1)
-        width += with_actions * (specs.n_agents - 1) * specs.action_dim * (1 if specs.discrete else 2)
+        width += with_actions * self.model.action_model.feature_dim
         if width or self.model.carried:  # that runs also where the actor does not read what it makes
             network = PolicyInput(self.acting, latent, with_actions=with_actions, with_latent=with_latent or not width,
                                   shuffle=options["shuffle_z"], learns=options["rl_grad_to_phi"])
@@ -268,6 +275,7 @@ class MOALoss(Loss):
 
     def estimators(self, learner: Learner) -> list[Imagination]:
         """What imagines on each batch, after the recipe's estimates."""
+        self.__dict__["actor"] = learner.actor
         self.influence.ask(learner.actor)
         options, kind = self.options, self.options["imagination"]
         if kind == "none":
@@ -358,7 +366,10 @@ class MOALoss(Loss):
         out = FirstRows.kept_out(len(batch), self.held_out)
         if not self.trains or not out:
             return {}
-        return measure(self, batch[:-out], batch[-out:], self.specs)
+        found = measure(self, batch[:-out], batch[-out:], self.specs)
+        if self.actor is not None and LATENT in self.actor.in_keys:
+            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch[-out:], LATENT)
+        return found
 
     def get_extra_state(self) -> dict[str, Any]:
         """The clocks."""

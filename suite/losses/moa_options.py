@@ -54,6 +54,7 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
     check_imagination(options)
     _check_influence(specs, options)
     _check_learning(options)
+    _check_action_model(specs, options)
     _check_parts(options["x_parts"])
     _check_task(specs, options)
 
@@ -121,6 +122,14 @@ def refuse_replay(options: dict[str, Any]) -> None:
     for sentence, found in wrong.items():
         if found:
             raise ValueError(sentence)
+
+
+def _check_action_model(specs: Specs, options: dict[str, Any]) -> None:
+    if options["moa_factorised"] and specs.action_factors is None:
+        raise ValueError("moa_factorised of loss 'moa' needs a task whose choices combine several, such as those of "
+                         "vmas with --task-options continuous_actions=False")
+    if options["moa_sigma"] and specs.discrete:
+        raise ValueError("moa_sigma of loss 'moa' is of continuous actions: leave it out")
 
 
 def _check_parts(named: str) -> None:

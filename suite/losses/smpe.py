@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from suite import distributed
 from suite.data import DataSource, Replay
 from suite.latent_probes import probe_latents
+from suite.latent_use import latent_sensitivity
 from suite.losses.common import Learner, Loss
 from suite.losses.ppo import ValueLoss
 from suite.losses.returns import Returns
@@ -144,6 +145,7 @@ class SMPELoss(Loss):
         if use_belief:
             self.encoders, self.features, self.reencode = [acting], {BELIEF: latent_dim}, options["reencode"]
         self.critic_features = {}
+        self.__dict__["actor"] = None  # set by `estimators`
         self.filtered: TensorDictModule | None = None  # built by `estimators`
 
     # ------------------------------------------------------------------ state modelling
@@ -240,12 +242,16 @@ class SMPELoss(Loss):
     def diagnose(self, batch: TensorDictBase) -> dict[str, float]:
         """What linear probes find of the others' observations (or of hidden variables) in belief and observation."""
         x = self.scaler(batch[OBSERVATION])
-        return probe_latents(batch, {"z": self.encoder(x)[0], "u": x}, self.specs)
+        found = probe_latents(batch, {"z": self.encoder(x)[0], "u": x}, self.specs)
+        if self.actor is not None and BELIEF in self.actor.in_keys:
+            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch, BELIEF)
+        return found
 
     # ------------------------------------------------------------------ filtered critic and updates
 
     def estimators(self, learner: Learner) -> list[Returns]:
         """Returns of the filtered critic V_k, which has the recipe's critic layers and sees w * s."""
+        self.__dict__["actor"] = learner.actor
         if not self.filtered_critic:
             return []
         joint = replace(self.specs, obs_dim=self.specs.n_agents * self.specs.obs_dim, state_dim=None)

@@ -29,13 +29,14 @@ NO_SCALERS: Mapping[NestedKey, Scaler] = MappingProxyType({})
 class Trunk(nn.Module):
     """Input assembly, hidden layers and, if recurrent, a GRU: inputs [..., A, d_k] -> [..., rows, width].
 
-    With a ``scaler`` the first input, observation or state, is standardised.
+    ``scalers`` standardise inputs: one for each, None where one is read as it is; without the first there are none.
     """
 
     def __init__(self, assemble: nn.Module, in_dim: int, *, index: Sequence[int] | None, cells: Sequence[int],
-                 activation: str, init: Init, recurrent_dim: int, scaler: Scaler | None = None):
+                 activation: str, init: Init, recurrent_dim: int, scalers: Sequence[Scaler | None] = ()):
         super().__init__()
-        self.scaler, self.assemble = scaler, assemble
+        self.scaler, self.assemble = next(iter(scalers), None), assemble
+        self.feature_scalers = nn.ModuleDict({str(k): each for k, each in enumerate(scalers) if k and each is not None})
         self.hidden = mlp(in_dim, None, index, cells=cells, activation=activation, init=init)
         self.width = cells[-1] if cells else in_dim
         self.gru = AgentGRU(self.width, recurrent_dim, index, init=init) if recurrent_dim else None
@@ -44,7 +45,9 @@ class Trunk(nn.Module):
     def forward(self, inputs: Sequence[Tensor], memory: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Features, and the next state if recurrent; ``memory`` is (hidden, is_init), or empty."""
         if self.scaler is not None:
-            inputs = self.scaler(inputs[0]), *inputs[1:]
+            inputs = [self.scaler(inputs[0]), *inputs[1:]]
+            for place, scaler in self.feature_scalers.items():
+                inputs[int(place)] = scaler(inputs[int(place)])
         x = self.hidden(self.assemble(*inputs))
         return (x, None) if self.gru is None else self.gru(x, *memory)
 
@@ -121,7 +124,7 @@ def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, 
     index = sharing_index(share, specs.agent_types)
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
     trunk = Trunk(AgentInput(specs.n_agents, agent_id), in_dim, index=index, cells=cells, activation=activation,
-                  init=init, recurrent_dim=recurrent_dim, scaler=scalers.get(OBSERVATION))
+                  init=init, recurrent_dim=recurrent_dim, scalers=[scalers.get(key) for key in (OBSERVATION, *features)])
     network = ActorNetwork(trunk, specs, num_inputs=1 + len(features), head=head, index=index, init=init,
                            state_dependent_scale=state_dependent_scale)
     distribution, names, kwargs = _distribution(specs, head, device)
@@ -170,7 +173,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
         assemble = AgentInput(n, agent_id)
         in_dim = specs.obs_dim + sum(features.values())
     trunk = Trunk(assemble, in_dim + (n if agent_id else 0), index=index, cells=cells, activation=activation, init=init,
-                  recurrent_dim=recurrent_dim, scaler=scalers.get(read))
+                  recurrent_dim=recurrent_dim, scalers=[scalers.get(key) for key in (read, *features)])
     network = CriticNetwork(trunk, n, index=index, init=init).to(device)
     in_keys, out_keys = [read, *features], [VALUE]
     if recurrent_dim:
@@ -179,7 +182,10 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
 
 
 def make_scalers(specs: Specs, *, centralized: bool) -> dict[NestedKey, Scaler]:
-    """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations."""
+    """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations.
+
+    A feature that is an observation too may be given the same one.
+    """
     scalers: dict[NestedKey, Scaler] = {OBSERVATION: Scaler(specs.obs_dim, specs.obs_mask, specs.agent_types)}
     if centralized and specs.state_dim is not None:
         scalers[STATE] = Scaler(specs.state_dim)

@@ -140,20 +140,42 @@ class ActionModel(nn.Module):
 
     Discrete actions: logits [..., N, P, E]. Continuous ones: mean and log-sigma, the latter in [-3, 1]. Choices that
     an agent does not have are impossible; dimensions that it does not have are known, and cost nothing.
+
+    Args:
+        factorised: of choices that combine several (`Specs.action_factors`), the network has logits for the values of
+            each factor; a choice's logit is their sum, so that its cross-entropy is the sum of theirs.
+        sigma: standard deviation of continuous actions, which then is not learned; 0 is learned.
+
+    Attributes:
+        feature_dim: length of `feature`.
     """
 
-    def __init__(self, specs: Specs, cells: Sequence[int], memory_dim: int = 0, inputs: ActionInputs = "prev"):
+    def __init__(self, specs: Specs, cells: Sequence[int], memory_dim: int = 0, inputs: ActionInputs = "prev", *,
+                 factorised: bool = False, sigma: float = 0.0):
         super().__init__()
-        n, e = specs.n_agents, specs.action_dim
-        self.sees_present = inputs == "prev+obs"
-        self.discrete, self.shape = specs.discrete, (n - 1, e if specs.discrete else 2 * e)
+        n, e, others = specs.n_agents, specs.action_dim, others_index(specs.n_agents)
+        self.sees_present, self.discrete, self.sigma = inputs == "prev+obs", specs.discrete, sigma
+        self.register_buffer("factors", specs.action_factors[others] if factorised else None,
+                             persistent=False)  # [N, P, S, E]
+        width = self.factors.shape[-2] if factorised else e if specs.discrete or sigma else 2 * e
+        self.shape, self.feature_dim = (n - 1, width), (n - 1) * width
         self.assemble = AgentInput(n, agent_id=True)
-        self.register_buffer("unpadded", None if specs.action_mask is None else specs.action_mask[others_index(n)],
+        self.register_buffer("unpadded", None if specs.action_mask is None else specs.action_mask[others],
                              persistent=False)  # [N, P, E]
         in_dim = specs.obs_dim * (1 + self.sees_present) + n * e + 1 + n
         self.memory = Memory(in_dim, cells[0], memory_dim) if memory_dim else None
         self.net = mlp(memory_dim or in_dim, (n - 1) * self.shape[1], None, cells=cells[1:] if memory_dim else cells,
                        activation="relu", init="orthogonal", out_gain=0.01)
+
+    @property
+    def feature_mask(self) -> Tensor:
+        """bool [N, F]: False in the entries of `feature` for what another agent does not have."""
+        if self.unpadded is None:
+            return torch.ones(self.shape[0] + 1, self.feature_dim, dtype=torch.bool)
+        if self.factors is not None:
+            return self.factors.any(-1).flatten(1)
+        parts = [self.unpadded] * (self.shape[1] // self.unpadded.shape[-1])  # means and log-sigmas, or one of them
+        return torch.cat(parts, -1).flatten(1)
 
     def remember(self, seen: Tensor, joint: Tensor, valid: Tensor, before: Tensor | None = None) -> Tensor | None:
         """The memory's state after the step before, from the one ahead of it; None without a memory."""
@@ -166,10 +188,15 @@ class ActionModel(nn.Module):
         """From u_{t-1} [..., N, D], a_{t-1} [..., N, N E], validity [..., N, 1] and what `remember` made of them."""
         x = self.assemble(seen, joint, valid) if state is None else state
         out = self.net(x).unflatten(-1, self.shape)
+        if self.factors is not None:
+            out = torch.einsum("...nps,npse->...npe", out, self.factors)
         if self.discrete:
             return out if self.unpadded is None else out.masked_fill(~self.unpadded, MASKED_LOGIT)
-        mean, log_sigma = out.chunk(2, -1)
-        log_sigma = log_sigma.clamp(*ACTION_LOG_SIGMA)
+        if self.sigma:
+            mean, log_sigma = out, torch.full_like(out, math.log(self.sigma))
+        else:
+            mean, log_sigma = out.chunk(2, -1)
+            log_sigma = log_sigma.clamp(*ACTION_LOG_SIGMA)
         if self.unpadded is None:
             return mean, log_sigma
         return torch.where(self.unpadded, mean, 0.0), torch.where(self.unpadded, log_sigma, -LOG_SQRT_2PI)
@@ -181,8 +208,14 @@ class ActionModel(nn.Module):
         return prediction[0].clamp(-1, 1)
 
     def feature(self, prediction: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """[..., N, P E] probabilities, or [..., N, 2 P E] means and log-sigmas."""
-        return (prediction.softmax(-1) if self.discrete else torch.cat(prediction, -1)).flatten(-2)
+        """[..., N, P E] probabilities (of each factor's values: P S), or [..., N, 2 P E] means and log-sigmas, which
+        fixed ones are left out of.
+        """
+        if self.factors is not None:
+            return torch.einsum("...npe,npse->...nps", prediction.softmax(-1), self.factors).flatten(-2)
+        if self.discrete:
+            return prediction.softmax(-1).flatten(-2)
+        return (prediction[0] if self.sigma else torch.cat(prediction, -1)).flatten(-2)
 
 
 class GaussianEncoder(nn.Module):
@@ -247,6 +280,7 @@ class StateModel(nn.Module):
 
     Args:
         world_latent: the world model also reads the latent of a step, as a constant.
+        factorised_actions, action_sigma: of the `ActionModel`.
 
     Attributes:
         keys: what `infer` reads. carried: {key: shape} of those that `PolicyInput` hands on.
@@ -255,17 +289,18 @@ class StateModel(nn.Module):
     def __init__(self, specs: Specs, *, latent_dim: int, cells: Sequence[int], parts: Sequence[str],
                  others: OthersActions, action_inputs: ActionInputs = "prev", memory_dim: int = 0,
                  grad_to_actions: bool = False, members: int = 1, continues: bool = False, soft_clamp: bool = False,
-                 world_latent: bool = False):
+                 world_latent: bool = False, factorised_actions: bool = False, action_sigma: float = 0.0):
         super().__init__()
         n, d, e = specs.n_agents, specs.obs_dim, specs.action_dim
         self.parts, self.actions, self.memory_dim = tuple(parts), JointActions(specs), memory_dim
         self.grad_to_actions = grad_to_actions
         self.previous = PreviousStep(specs, self.actions, others)
         self.scaler = Scaler(d, specs.obs_mask, specs.agent_types)
-        self.action_model = ActionModel(specs, cells, memory_dim, action_inputs)
+        self.action_model = ActionModel(specs, cells, memory_dim, action_inputs, factorised=factorised_actions,
+                                        sigma=action_sigma)
         self.world_model = WorldModel(specs, cells, members=members, continues=continues,
                                       latent_dim=latent_dim * world_latent)
-        sizes = {"obs": d, "moa": (n - 1) * e * (1 if specs.discrete else 2), "wm_residual": d}
+        sizes = {"obs": d, "moa": self.action_model.feature_dim, "wm_residual": d}
         self.x_dim, self.context_dim = sum(sizes[part] for part in parts), d + n * e + n + 1
         unpadded = None
         if specs.obs_mask is not None:

@@ -5,6 +5,8 @@ import torch
 
 import recipes.cooperative as recipe
 from suite.modules.normalizer import RunningMoments, Scaler
+from suite.modules.policies import Trunk
+from suite.modules.state_model import PAST
 from suite.run import MemoryRun
 from suite.specs import ACTION, ALIVE, LOG_PROB, OBSERVATION, STATE
 from tests.small import config, make_toy, timeless, train
@@ -97,6 +99,25 @@ def test_the_target_critic_has_the_critics_statistics():
         target, critic = scaler_of(returns.target), scaler_of(returns.value_network)
         assert target is not critic and critic.moments.count.min() >= 20 - 1e-3
         assert all(torch.equal(a, b) for a, b in zip(target.buffers(), critic.buffers(), strict=True))
+
+
+def test_the_observation_before_is_standardised_as_the_present_one_is():
+    """Control same_inputs, actor and critic: no statistics of its own, and none that count it twice."""
+    trainer = make(loss="moa", loss_options={"actor_inputs": "obs+past"}, task_options={"state": False})
+    batch = next(iter(trainer.collector))
+    trainer.iterate(batch)
+    _, actor, critic = networks(trainer)
+    shared, read = scaler_of(actor), []
+    assert shared is scaler_of(critic) and shared.moments.count.max() == pytest.approx(batch.numel() * 2, abs=1e-3)
+    for network in (actor, critic):
+        [trunk] = [part for part in network.modules() if isinstance(part, Trunk)]
+        hook = trunk.assemble.register_forward_pre_hook(lambda _, inputs: read.append(inputs))
+        network(batch.clone())
+        hook.remove()
+    for inputs in read:
+        for seen, key in zip(inputs, (OBSERVATION, *PAST), strict=True):
+            expected = batch[key] if key in PAST[1:] else shared(batch[key])
+            assert torch.equal(seen, expected), key
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
+import recipes.cooperative as recipe
 from suite.evaluate import Evaluator
-from suite.latent_use import OtherEpisode, latent_use, shuffled_latent
+from suite.latent_use import OtherEpisode, latent_sensitivity, latent_use, shuffled_latent
 from suite.modules import make_actor
 from suite.modules.lowered import Lowered
-from suite.specs import ACTION, GROUP, OBSERVATION, Specs
+from suite.specs import ACTION, GROUP, HIDDEN, IS_INIT, OBSERVATION, Specs
+from tests.small import config, make_toy, train
 from tests.toy import ToyEnv
 
 N, A = 6, 2
@@ -71,3 +74,47 @@ def test_a_recurrent_actor_keeps_its_own_memory_and_parameters():
     found = latent_use(make_evaluator, policy, Z)
     assert torch.equal(torch.get_rng_state(), before)
     assert found["return"] != found["return_shuffled"] and found == latent_use(make_evaluator, policy, Z)
+
+
+def test_how_far_a_latent_moves_the_outputs_by_hand():
+    """Slopes 3, 0 and 1, 2 of two outputs, spreads 2 and 0.5: (3 x 2 + 1 x 2 + 0 + 2 x 0.5) / 4."""
+    class Linear(nn.Module):
+        def forward(self, z, x):
+            return z @ torch.tensor([[3.0, 0.0], [1.0, 2.0]]).T + x.detach(), x
+
+    actor = TensorDictModule(Linear(), in_keys=[Z, OBSERVATION], out_keys=[(GROUP, "loc"), "unread"])
+    z = torch.randn(4, 50, A, 2, generator=torch.Generator().manual_seed(0)).flatten(0, 2)
+    z = (z - z.mean(0)) / z.std(0) * torch.tensor([2.0, 0.5])
+    batch = TensorDict({Z: z.view(4, 50, A, 2), OBSERVATION: torch.randn(4, 50, A, 2)}, batch_size=[4, 50])
+    with torch.no_grad():
+        assert latent_sensitivity(actor, batch, Z) == pytest.approx(9 / 4, rel=1e-5)
+    assert not batch[Z].requires_grad
+
+
+@pytest.mark.parametrize("recurrent", [0, 6])
+def test_each_step_of_a_recurrent_actor_counts_alone(recurrent):
+    """From its stored state: what a latent does to later steps is no part of it."""
+    torch.manual_seed(0)
+    actor = make_actor(Specs.from_env(ToyEnv(N, A)), {Z: 2}, share="all", agent_id=True, cells=(8,), activation="tanh",
+                       init="default", recurrent_dim=recurrent, head="normal", state_dependent_scale=False,
+                       device="cpu")
+    batch = TensorDict({Z: torch.randn(3, 4, A, 2), OBSERVATION: torch.randn(3, 4, A, 4),
+                        HIDDEN: torch.randn(3, 4, A, 6), IS_INIT: torch.zeros(3, 4, 1, dtype=torch.bool)}, [3, 4])
+    rows = batch.flatten(0, 1).unsqueeze(1)
+    assert latent_sensitivity(actor, batch, Z) == pytest.approx(latent_sensitivity(actor, rows, Z), rel=1e-5) != 0
+
+
+@pytest.mark.parametrize("loss, there", [("moa", True), ("smpe", True), ("next_observation", True), ("none", False)])
+def test_runs_measure_what_their_latents_are_good_for(loss, there, monkeypatch):
+    monkeypatch.setattr(recipe, "make_env", make_toy)
+    options = {} if loss == "none" else {"latent_dim": 3}
+    trainer = train(config("mappo", loss=loss, loss_options=options, evaluations=2))
+    rows = [row for row in trainer.run.rows if "eval/return" in row]
+    assert len(rows) > 1 and all(("policy/z_use" in row) == there for row in rows)
+    assert ("policy/z_sensitivity" in rows[-1]) == (loss in ("moa", "smpe"))
+    evaluator = trainer.evaluate
+    if there:
+        lost = evaluator.play(deterministic=False, seed=1)["return"]
+        lost -= evaluator.play(deterministic=False, seed=1, policy=evaluator.shuffled)["return"]
+        evaluator.seed = 1
+        assert evaluator()["policy/z_use"] == pytest.approx(lost) != 0
