@@ -1,7 +1,8 @@
 """Presets of the family of loss moa as data: its reference settings, and the controls that could explain a gain away.
 
-The reference settings are MAPPO's (Yu et al. 2022) at the size of a CPU: 64 environments of 100 steps, networks of two
-layers of 256, values normalised and clipped. The controls have the same code, frames and numbers, and differ in one
+The reference settings are the CPU profile of the method's specification: MAPPO's (Yu et al. 2022) with 64 environments
+of 100 steps, networks of two layers of 256, standardised observations, values normalised and clipped, advantages
+standardised per minibatch. It has no entropy bonus for continuous actions (``--entropy-coef 0``). The controls have the same code, frames and numbers, and differ in one
 thing; without ``--loss`` they run with the loss they need.
 """
 
@@ -15,6 +16,7 @@ REFERENCE: dict[str, Any] = {
     "num_envs": 64, "steps": 100, "minibatch_size": 1600, "epochs": 10, "frames": 2_000_000, "lr": 3e-4,
     "actor_cells": (256, 256), "critic_cells": (256, 256), "init": "orthogonal", "agent_id": True, "value_norm": True,
     "value_clip": 0.2, "clip": 0.2, "entropy_coef": 0.01, "gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 1.0,
+    "normalize_observation": True, "normalize_advantage": "minibatch", "eval_episodes": 200,
 }
 
 # preset: (the loss that it needs, or none; what it changes of the recipe; options of the loss)

@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recipes.table import Table
 
 
-def _moa(cells: str = "256", *, matched: str = "380") -> dict[str, list[str]]:
-    """Rows of the family of loss moa, with that many units in each layer of actor and critic."""
-    def row(preset: str, *flags: str, actor: str = cells) -> list[str]:
-        return ["--preset", preset, "--actor-cells", actor, actor, "--critic-cells", cells, cells, *flags]
+def _moa(cells: str = "256", *, matched: str = "380", raw: bool = False) -> dict[str, list[str]]:
+    """Rows of the family of loss moa, with that many units in each layer of actor and critic.
+
+    ``raw``: with inputs as they are and other settings that the reference has no more.
+    """
+    def row(preset: str, *flags: str, actor: str = cells, options: Sequence[str] = ()) -> list[str]:
+        read = "moa" in flags or preset == "shuffled"  # a latent
+        options = [*(["critic_latents=all"] if raw and read else []), *options]
+        return ["--preset", preset, "--actor-cells", actor, actor, "--critic-cells", cells, cells, *flags,
+                *(["--loss-options", *options] if options else []), *(_RAW if raw else [])]
 
     return {"MAPPO": row("moa"), "MAPPO-inputs": row("same_inputs"), "MAPPO-matched": row("matched", actor=matched),
             "MAPPO-GRU": row("gru"), "MOA": row("moa", "--loss", "moa"),
-            "MOA-plain-x": row("moa", "--loss", "moa", "--loss-options", "x_parts=obs+moa"),
-            "MOA-influence": row("moa", "--loss", "moa", "--loss-options", "influence=0.01"),
+            "MOA-plain-x": row("moa", "--loss", "moa", options=["x_parts=obs+moa"]),
+            "MOA-influence": row("moa", "--loss", "moa", options=["influence=0.01"]),
+            "MOA-memory": row("moa", "--loss", "moa", options=["memory=gru"]),
             "MOA-shuffled": row("shuffled"), "SMPE2": row("moa", "--loss", "smpe"), "Oracle": row("oracle")}
 
 
+_RAW = ["--no-normalize-observation", "--normalize-advantage", "batch", "--eval-episodes", "32"]
 _MOA = {f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
     "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
     "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
 _MOA |= {"foraging/2s-8x8-2p-2f-coop": []}
-_HIDDEN = tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags)
-_FRAMES = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
+_FRAMES = {"vmas/hidden_leader": 2_000_000, "vmas/simple_speaker_listener_pe": 500_000,
+           "vmas/simple_reference_pe": 500_000, "vmas/give_way": 300_000, "vmas/navigation": 300_000,
            "foraging/2s-8x8-2p-2f-coop": 500_000}  # of table moa_small
+_FRAMES_RAW = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
+               "foraging/2s-8x8-2p-2f-coop": 500_000}
 _MODES = {task: "sampled" if task.startswith("foraging/") else "greedy" for task in _MOA}
-_GREEDY = "Return is the mean over agents, greedy actions, 32 fresh episodes."
+_GREEDY = "Return is the mean over agents, greedy actions, fresh episodes."
 _ROWS = ("MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to 1.2 "
-         "times), MOA-plain-x leaves the world model's residual out of its features, MOA-shuffled reads another "
-         "environment's latent, Oracle the hidden variables.")
+         "times), MOA-plain-x leaves the world model's residual out of its features, MOA-memory gives the model of "
+         "the others and the student a GRU, MOA-shuffled reads another environment's latent, Oracle the hidden "
+         "variables.")
 _FORAGING = ("In foraging actions are sampled: greedy agents stand in each other's way for ever. An agent's share of "
              "all food is 0.5 there.")
 _SMALL = "Networks of actor and critic have two layers of 128."
-_ROWS_SMALL = _moa("128", matched="314")
+_OLD = ("Settings before those of the specification, which learn faster (table moa_small): actor and critic read "
+        "observations as they are, advantages are standardised per batch, the critic reads all agents' latents.")
 _LEADER = "vmas/hidden_leader"
+_ROWS_SMALL, _ROWS_RAW = _moa("128", matched="314"), _moa("128", matched="314", raw=True)
+_ONLY = {"Oracle": tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags), "MOA-memory": (_LEADER,)}
 _WITHOUT = {"teacher": "use_teacher=False", "CVAE": "actor_inputs=obs+moa", "others": "x_parts=obs+wm_residual",
             "world": "x_parts=obs+moa"}
+
+
+def _some(rows: dict[str, list[str]], *left_out: str) -> dict[str, list[str]]:
+    return {name: row for name, row in rows.items() if name not in left_out}
+
 
 MOA_TABLES = {
     "moa": Table(
         title="Models of other agents, against the controls that could explain them away",
-        recipe="recipes.cooperative", rows=_moa(), tasks=_MOA, only={"Oracle": _HIDDEN}, frames=2_000_000, mode=_MODES,
+        recipe="recipes.cooperative", rows=_moa(), tasks=_MOA, only=_ONLY, frames=2_000_000, mode=_MODES,
         notes=[_GREEDY, _FORAGING, _ROWS]),
     "moa_small": Table(
         title="Models of other agents and their controls, as far as two cores go",
-        recipe="recipes.cooperative", rows=_ROWS_SMALL, tasks={task: _MOA[task] for task in _FRAMES},
-        only={"Oracle": _HIDDEN}, frames=_FRAMES, mode={task: _MODES[task] for task in _FRAMES},
-        notes=[_GREEDY, _FORAGING, _ROWS, _SMALL]),
-    "moa_long": Table(
-        title="Models of other agents, trained until the curves flatten",
-        recipe="recipes.cooperative",
-        rows={name: _ROWS_SMALL[name] for name in ("MAPPO", "MAPPO-inputs", "MAPPO-GRU", "MOA", "Oracle")} | {
-            "MOA-memory": [*_ROWS_SMALL["MOA"], "--loss-options", "memory=gru"]},
-        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000,
-        notes=[_GREEDY, "Rows as in table moa_small; MOA-memory gives the model of the others and the student a GRU."]),
+        recipe="recipes.cooperative", rows=_ROWS_SMALL, tasks={task: _MOA[task] for task in _FRAMES}, only=_ONLY,
+        frames=_FRAMES, mode={task: _MODES[task] for task in _FRAMES}, notes=[_GREEDY, _FORAGING, _ROWS, _SMALL]),
     "moa_ablations": Table(
         title="What each part of the models of other agents contributes",
         recipe="recipes.cooperative",
@@ -61,16 +74,24 @@ MOA_TABLES = {
                                             for name, option in _WITHOUT.items()},
               **{name: _ROWS_SMALL[name] for name in ("MOA-shuffled", "MAPPO", "MAPPO-inputs", "MAPPO-matched",
                                                       "Oracle")}},
-        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000,
+        tasks={_LEADER: _MOA[_LEADER]}, frames=2_000_000,
         notes=[_GREEDY, _ROWS, _SMALL, "without-teacher aligns the student to N(0, 1); without-CVAE gives the actor "
                "the predicted actions in place of a latent; without-others and without-world leave what these models "
                "say out of the student's features."]),
     "moa_partners": Table(
         title="Models of other agents among scripted partners",
-        recipe="recipes.cooperative",
-        rows={name: row for name, row in _ROWS_SMALL.items() if name not in ("MOA-influence", "SMPE2")},
+        recipe="recipes.cooperative", rows=_some(_ROWS_SMALL, "MOA-influence", "MOA-memory", "SMPE2"),
         tasks={_LEADER: [*_MOA[_LEADER], "partner_types=True"]}, frames=500_000,
         notes=[_GREEDY, _ROWS, _SMALL, "The leader of every episode is a script, one of ten ways to walk to its goal, "
                "so that there is something to infer from the first frame on (the protocol of LIAM, Papoudakis et al. "
                "2021); followers learn, what the script does is no sample of the policy's."]),
+    "moa_raw": Table(
+        title="Models of other agents on observations as they are",
+        recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-memory"),
+        tasks={task: _MOA[task] for task in _FRAMES_RAW}, only=_ONLY, frames=_FRAMES_RAW,
+        mode={task: _MODES[task] for task in _FRAMES_RAW}, notes=[_OLD, _GREEDY, _FORAGING, _ROWS, _SMALL]),
+    "moa_raw_long": Table(
+        title="Models of other agents on observations as they are, trained until the curves flatten",
+        recipe="recipes.cooperative", rows={name: _ROWS_RAW[name] for name in ("MAPPO", "MAPPO-inputs", "MOA")},
+        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000, notes=[_OLD, _GREEDY, _SMALL]),
 }

@@ -69,8 +69,7 @@ class MOALoss(Loss):
         policy_latent: ``mean``, ``sample`` or ``mean_logstd``. shuffle_z: give every environment another's latent.
         critic_z: what latent the critic reads: the ``student``'s, ``none``, or ``teacher_no_action``, that of the
             teacher, which then does not see what the others do at this step (nor is that part of y).
-        critic_latents: a central critic reads those of ``all`` agents, or an agent's ``own``: V(s, z^i), as the
-            specification has it.
+        critic_latents: a central critic reads an agent's ``own``, V(s, z^i), or those of ``all`` agents.
         acting_tau: what acts is a copy of the models, which moves by this share towards them after each iteration (the
             k-th by at least 1/k); 1: no copy. Trained models move a latent by half its spread in an iteration, faster
             than a policy learns what it means. The teacher of ``critic_z`` follows likewise.
@@ -122,7 +121,7 @@ class MOALoss(Loss):
                  teacher_action_coef: float = 0.1, soft_clamp: bool = False,
                  x_parts: str = "obs+moa+wm_residual", actor_inputs: ActorInputs = "obs+z",
                  policy_latent: PolicyLatent = "mean", critic_z: CriticLatent = "student",
-                 critic_latents: CriticLatents = "all", acting_tau: float = 0.05,
+                 critic_latents: CriticLatents = "own", acting_tau: float = 0.05,
                  ppo_latent: PPOLatent = "stored", rl_grad_to_phi: bool = False, joint_update: bool = False,
                  others_actions: OthersActions = "all",
                  lr: float = 5e-4, epochs: int = 3, max_grad_norm: float = 1.0, huber: bool = False,
