@@ -2,8 +2,8 @@
 
 The reference settings are the CPU profile of the method's specification: MAPPO's (Yu et al. 2022) with 64 environments
 of 100 steps, networks of two layers of 256, standardised observations, values normalised and clipped, advantages
-standardised per minibatch. It has no entropy bonus for continuous actions (``--entropy-coef 0``). The controls have the same code, frames and numbers, and differ in one
-thing; without ``--loss`` they run with the loss they need.
+standardised per minibatch. For continuous actions it has no entropy bonus: ``--entropy-coef 0``. The controls have the
+same code, frames and numbers, and differ in one thing; without ``--loss`` they run with the loss they need.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def assemble(cfg: Any, run: Run | MemoryRun, env: EnvBase, make_eval_env: Callab
     evaluator = None
     if cfg.evaluations and distributed.rank() == 0:
         seed = cfg.seed + 1_000_000
-        latents = [key for loss in losses for module in loss.encoders for key in module.out_keys if key in loss.features]
+        written = {key for loss in losses for module in loss.encoders for key in module.out_keys}
+        latents = [key for loss in losses for key in loss.features if key in written]
         evaluator = Evaluator(make_eval_env(cfg.eval_episodes, seed), parts.acting, seed=seed,
                               fresh=cfg.eval_starts == "fresh", team=team, latents=latents)
     return Trainer(collector, parts.policy, parts.updates, reward_weights=weights, run=run, team_reward=team,

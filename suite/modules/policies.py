@@ -123,8 +123,9 @@ def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, 
     """
     index = sharing_index(share, specs.agent_types)
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
+    scaled = [scalers.get(key) for key in (OBSERVATION, *features)]
     trunk = Trunk(AgentInput(specs.n_agents, agent_id), in_dim, index=index, cells=cells, activation=activation,
-                  init=init, recurrent_dim=recurrent_dim, scalers=[scalers.get(key) for key in (OBSERVATION, *features)])
+                  init=init, recurrent_dim=recurrent_dim, scalers=scaled)
     network = ActorNetwork(trunk, specs, num_inputs=1 + len(features), head=head, index=index, init=init,
                            state_dependent_scale=state_dependent_scale)
     distribution, names, kwargs = _distribution(specs, head, device)
