@@ -28,7 +28,8 @@ from suite.run import commit
 COMMAND = "python -m recipes.moa_proofs --only {experiment}"
 REMARKS = ("Experiments partners, world, toy and leader train the models of the loss on frozen policies, by the "
            "recipe's trainer without an actor's update, and measure them on fresh episodes.",
-           "Experiments learning, use and returns read the runs of a table.",
+           "Experiments learning, use and returns read the runs of a table, returns_raw those of table moa_raw: on "
+           "observations as they are ('raw inputs').",
            "Rows 'by feature' are additions to the specification's list: the mean over features of 1 - mse / mse_copy.",
            "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student. Rows 'by an "
            "MLP', which read z like its inputs, are additions.",
@@ -60,7 +61,7 @@ def claims(found: dict[str, float], latent_dim: int) -> dict[str, float]:
 EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "partners": partners, "world": world, "toy": lambda seed: latents(toy, seed, 8),
     "toy_gru": lambda seed: claims(toy(seed, memory=True), 8), "leader": lambda seed: latents(leader, seed, 16)}
-FROM_RUNS = ("learning", "use", "returns")
+FROM_RUNS = ("learning", "use", "returns", "returns_raw")
 
 
 def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", runs: str = "runs/benchmark",
@@ -69,7 +70,7 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
 
     Args:
         seeds: seeds 1 to this number.
-        only: these experiments: partners, world, toy, toy_gru, leader; learning, use, returns.
+        only: these experiments: partners, world, toy, toy_gru, leader; learning, use, returns, returns_raw.
         table: whose runs are read: moa or moa_small.
         runs: folder of the run folders.
         tables: folder of the results of tables.
@@ -92,8 +93,9 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
                 print(f"{name}: seed {seed}", flush=True)
             continue
         found = {"learning": lambda: learning(table, runs, seeds), "use": lambda: use(table, runs, seeds),
-                 "returns": lambda: returns(table, tables)}[name]()
-        numbers[name] = updated(numbers.get(name, {}), found, fresh=name == "returns")  # the tables hold all of these
+                 "returns": lambda: returns(table, tables), "returns_raw": lambda: returns("moa_raw", tables)}[name]()
+        complete = name.startswith("returns")  # the tables hold all of these
+        numbers[name] = updated(numbers.get(name, {}), found, fresh=complete)
         print(f"{name}: {len(numbers[name])} figures", flush=True)
     write_numbers(folder / "numbers.json", numbers)
     publish(folder)
