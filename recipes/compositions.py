@@ -23,7 +23,7 @@ from suite.modules.normalizer import update_scalers
 from suite.modules.policies import make_scalers
 from suite.modules.q_networks import make_deterministic_actor, make_joint_q, make_mixer, make_q_policy
 from suite.modules.taken_action import taken_action
-from suite.specs import ACTION, ACTION_MASK, OBSERVATION, Specs
+from suite.specs import ACTION, ACTION_MASK, Specs
 from suite.update import Update
 
 
@@ -38,12 +38,12 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     """MAPPO, IPPO, MAA2C, IA2C: actor and critic on the batch, advantages from the critic or its target."""
     sizes = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
     scalers = make_scalers(specs, centralized=cfg.centralized) if cfg.normalize_observation else {}
-    scaled = scalers | dict.fromkeys(aux.observed_features if scalers else (), scalers.get(OBSERVATION))
     actor = make_actor(specs, aux.features, cells=cfg.actor_cells, recurrent_dim=cfg.actor_recurrent_dim, head=cfg.head,
-                       state_dependent_scale=cfg.state_dependent_scale, scalers=scaled, **sizes)
+                       state_dependent_scale=cfg.state_dependent_scale, scalers=scalers, past=aux.past, **sizes)
     seen = aux.features if aux.critic_features is None else aux.critic_features
     new_critic = partial(make_critic, cells=cfg.critic_cells, recurrent_dim=cfg.critic_recurrent_dim, **sizes)
-    critic = new_critic(specs, seen, centralized=cfg.centralized, scalers=scaled, own_features=aux.own_features)
+    critic = new_critic(specs, seen, centralized=cfg.centralized, scalers=scalers, past=aux.past,
+                        own_features=aux.own_features)
     returns = partial(Returns, kind=cfg.returns, gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=cfg.n_step,
                       target_tau=cfg.target_tau, standardize_reward=specs.n_agents * cfg.standardize_reward,
                       mask=specs.alive, mask_rewards=cfg.mask_padding, value_norm=cfg.value_norm)

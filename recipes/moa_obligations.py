@@ -19,7 +19,6 @@ _EARLY = ("the first evaluations on give_way, after 26 to 51 thousand frames, co
 _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear "
           "probe of z predicts the goal better than one of all inputs, and an MLP that reads z better than one that "
           "reads the inputs (below): z loses nothing, it does not hold everything linearly.")
-_HELPS = ""
 _RAW = ("the features of the specification hold the world model's residual, standardised. Of a model with skill 0.92 "
           "it is mostly noise: replacing it by its value of one step before moves the policy by a KL of 0.07 to 0.11, "
           "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'plain x' "
@@ -64,13 +63,14 @@ def _latent(experiment: str, test: str) -> list[Obligation]:
     return out
 
 
-def _returns(experiment: str, note: str, **additions: str) -> list[Obligation]:
+def _returns(experiment: str, additions: dict[str, str], note: str = "") -> list[Obligation]:
+    """``additions``: {what stands before a figure: what is added to the claim}, the method's own first."""
     out = []
     for prefix, addition in additions.items():
         for what, name, bound in (("return", "IQM - IQM of", 0), ("P(improvement)", "P: better than", 0.5)):
             why = note if what == "return" else ""
             out += [Obligation(experiment, f"It helps: {what}{addition}", "hidden tasks with runs",
-                               f"{prefix and prefix + ': '}{name} {control}", ">", bound, whole_interval=True, note=why)
+                               f"{prefix}{name} {control}", ">", bound, whole_interval=True, note=why)
                     for control in CONTROLS]
             note = ""
     return [*out, Obligation(experiment, f"It helps: return{additions['']}", "dense tasks with runs",
@@ -83,6 +83,6 @@ OBLIGATIONS = [
     *_learning(), *_world(), *_latent("toy", "toy"), *_latent("leader", "vmas/hidden_leader"),
     *(Obligation("use", "The latent is used", task, f"{task}: z_use / return", ">", 0.05, note=_USE)
       for task in HIDDEN),
-    *_returns("returns", _HELPS, **{"": ""}),
-    *_returns("returns_raw", _RAW, **{"": ", raw inputs", "plain": ", raw inputs, plain x"}),
+    *_returns("returns", {"": ""}),
+    *_returns("returns_raw", {"": ", raw inputs", "plain: ": ", raw inputs, plain x"}, _RAW),
 ]

@@ -2,8 +2,9 @@
 
 The reference settings are the CPU profile of the method's specification: MAPPO's (Yu et al. 2022) with 64 environments
 of 100 steps, networks of two layers of 256, standardised observations, values normalised and clipped, advantages
-standardised per minibatch. For continuous actions it has no entropy bonus: ``--entropy-coef 0``. The controls have the
-same code, frames and numbers, and differ in one thing; without ``--loss`` they run with the loss they need.
+standardised per minibatch; but gradients are clipped for each network, not for both together, and continuous actions
+have the entropy bonus of discrete ones (``--entropy-coef 0``). The controls have the same code, frames and numbers, and
+differ in one thing; without ``--loss`` they run with the loss they need.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ REFERENCE: dict[str, Any] = {
 # preset: (the loss that it needs, or none; what it changes of the recipe; options of the loss)
 MOA: dict[str, tuple[str | None, dict[str, Any], dict[str, Any]]] = {
     "moa": (None, {}, {}),
-    "same_inputs": ("moa", {}, {"actor_inputs": "obs+past"}),  # what the models read, as it is
+    "same_inputs": ("moa", {}, {"actor_inputs": "obs+past"}),  # what the models read
     "matched": ("none", {"actor_cells": (380, 380)}, {}),  # as many parameters at execution (navigation, 4 agents)
     "gru": ("none", {"actor_recurrent_dim": 128}, {}),
     "shuffled": ("moa", {}, {"shuffle_z": True}),

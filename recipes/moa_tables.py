@@ -13,8 +13,8 @@ def _moa(cells: str = "256", *, matched: str = "380", raw: bool = False) -> dict
     ``raw``: with inputs as they are and other settings that the reference has no more.
     """
     def row(preset: str, *flags: str, actor: str = cells, options: Sequence[str] = ()) -> list[str]:
-        read = "moa" in flags or preset == "shuffled"  # a latent
-        options = [*(["critic_latents=all"] if raw and read else []), *options]
+        features = "moa" in flags or preset in ("same_inputs", "shuffled", "oracle")  # that a critic reads
+        options = [*(["critic_latents=all"] if raw and features else []), *options]
         return ["--preset", preset, "--actor-cells", actor, actor, "--critic-cells", cells, cells, *flags,
                 *(["--loss-options", *options] if options else []), *(_RAW if raw else [])]
 
@@ -38,7 +38,8 @@ _FRAMES = {"vmas/hidden_leader": 2_000_000, "vmas/simple_speaker_listener_pe": 5
 _FRAMES_RAW = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe": 500_000, "vmas/give_way": 300_000,
                "foraging/2s-8x8-2p-2f-coop": 500_000}
 _MODES = {task: "sampled" if task.startswith("foraging/") else "greedy" for task in _MOA}
-_GREEDY = "Return is the mean over agents, greedy actions, fresh episodes."
+_GREEDY = "Return is the mean over agents, greedy actions, 200 fresh episodes."
+_FEWER = "Return is the mean over agents, greedy actions, 32 fresh episodes."
 _ROWS = ("MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to 1.2 "
          "times), MOA-plain-x leaves the world model's residual out of its features, MOA-memory gives the model of "
          "the others and the student a GRU, MOA-shuffled reads another environment's latent, Oracle the hidden "
@@ -46,8 +47,8 @@ _ROWS = ("MAPPO-inputs reads what the models read, MAPPO-matched acts with about
 _FORAGING = ("In foraging actions are sampled: greedy agents stand in each other's way for ever. An agent's share of "
              "all food is 0.5 there.")
 _SMALL = "Networks of actor and critic have two layers of 128."
-_OLD = ("Settings before those of the specification, which learn faster (table moa_small): actor and critic read "
-        "observations as they are, advantages are standardised per batch, the critic reads all agents' latents.")
+_OLD = ("Settings that were the reference before those of table moa_small: actor and critic read observations as they "
+        "are, advantages are standardised per batch, the critic reads all agents' features.")
 _LEADER = "vmas/hidden_leader"
 _ROWS_SMALL, _ROWS_RAW = _moa("128", matched="314"), _moa("128", matched="314", raw=True)
 _ONLY = {"Oracle": tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags), "MOA-memory": (_LEADER,)}
@@ -83,16 +84,16 @@ MOA_TABLES = {
         title="Models of other agents among scripted partners",
         recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-influence", "MOA-memory", "SMPE2"),
         tasks={_LEADER: [*_MOA[_LEADER], "partner_types=True"]}, frames=500_000,
-        notes=[_OLD, _GREEDY, _ROWS, _SMALL, "The leader of every episode is a script, one of ten ways to walk to its "
+        notes=[_OLD, _FEWER, _ROWS, _SMALL, "The leader of every episode is a script, one of ten ways to walk to its "
                "goal, so that there is something to infer from the first frame on (the protocol of LIAM, Papoudakis et "
                "al. 2021); followers learn, what the script does is no sample of the policy's."]),
     "moa_raw": Table(
         title="Models of other agents on observations as they are",
         recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-memory"),
         tasks={task: _MOA[task] for task in _FRAMES_RAW}, only=_ONLY, frames=_FRAMES_RAW,
-        mode={task: _MODES[task] for task in _FRAMES_RAW}, notes=[_OLD, _GREEDY, _FORAGING, _ROWS, _SMALL]),
+        mode={task: _MODES[task] for task in _FRAMES_RAW}, notes=[_OLD, _FEWER, _FORAGING, _ROWS, _SMALL]),
     "moa_raw_long": Table(
         title="Models of other agents on observations as they are, trained until the curves flatten",
         recipe="recipes.cooperative", rows={name: _ROWS_RAW[name] for name in ("MAPPO", "MAPPO-inputs", "MOA")},
-        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000, notes=[_OLD, _GREEDY, _SMALL]),
+        tasks={_LEADER: _MOA[_LEADER]}, frames=3_000_000, notes=[_OLD, _FEWER, _SMALL]),
 }

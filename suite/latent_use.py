@@ -56,20 +56,23 @@ def shuffled_latent(policy: TensorDictModuleBase, key: NestedKey, *, seed: int =
     return TensorDictSequential(*modules[:cut], shuffle, *modules[cut:])
 
 
-def latent_sensitivity(actor: TensorDictModuleBase, batch: TensorDictBase, key: NestedKey) -> float:
+def latent_sensitivity(actor: TensorDictModuleBase, batch: TensorDictBase, key: NestedKey, *,
+                       alive: NestedKey | None = None) -> float:
     """Mean over frames [N, T], agents, outputs k and latent entries d of |d out_k / d z_d| std(z_d).
 
-    The outputs are what the actor's first module writes first: logits, or the location of continuous actions. Steps
-    count one by one: a recurrent actor goes on from its stored states.
+    Agents count where the bool [N, T, A] under ``alive`` is True. The outputs are what the actor's first module writes
+    first: logits, or the location of continuous actions. Steps count one by one: a recurrent actor goes on from its
+    stored states.
     """
     network = Lowered(actor).steps[0][0]
     inputs = {name: batch[name].flatten(0, 1).detach() for name in network.in_keys}
     with torch.enable_grad():
         z = inputs[key] = inputs[key].requires_grad_()
         out = call(network, inputs)
-        slopes = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0].abs() for part in out.unbind(-1)]
-    spread = z.detach().flatten(0, -2).std(0)
-    return (torch.stack(slopes).mean((0, 1, 2)) * spread).mean().item()
+        count = torch.ones_like(z[..., 0], dtype=torch.bool) if alive is None else batch[alive].flatten(0, 1)
+        slopes = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0][count].abs().mean(0)
+                  for part in out.unbind(-1)]
+    return (torch.stack(slopes).mean(0) * z.detach()[count].std(0)).mean().item()
 
 
 def latent_use(make_evaluator: Callable[[TensorDictModuleBase], Callable[[], dict[str, float]]],

@@ -51,7 +51,8 @@ class Loss(LossModule):
         encoders: TensorDictModules to run, in order, before actor and critic.
         recorders: TensorDictModules to run after the actor, to hand on to the next step what the encoders read there.
         features: {key: size of the last dimension} of what the encoders write for actor and critic.
-        observed_features: those of them that are observations of another step, and standardised where these are.
+        past: {one of them that is the observation of another step: one that is 1 where there is such a step, else 0};
+            it is standardised where observations are.
         critic_features: those of them that the critic reads; None: all. own_features: a central critic reads each
             agent's own of them, instead of everybody's.
         critic_encoders: what writes the features of the critic; None: `encoders`. Others never act: the loss writes
@@ -71,7 +72,7 @@ class Loss(LossModule):
         self.encoders: list = []
         self.recorders: list = []
         self.features: dict[NestedKey, int] = {}
-        self.observed_features: tuple[NestedKey, ...] = ()
+        self.past: dict[NestedKey, NestedKey] = {}
         self.critic_features: dict[NestedKey, int] | None = None
         self.own_features = False
         self.critic_encoders: list | None = None

@@ -94,8 +94,8 @@ class CVAELoss(Loss):
         """
         known = model.action_model.unpadded
         known = torch.ones(n, n - 1, e, dtype=torch.bool) if known is None else known
-        x_mask = torch.cat([model.action_model.feature_mask if part == "moa" else known.new_ones(n, d)
-                            for part in model.parts], -1)
+        predicted = model.action_model.feature_mask
+        x_mask = torch.cat([predicted if part == "moa" else predicted.new_ones(n, d) for part in model.parts], -1)
         self.register_buffer("action_mask", known[..., :self.shape[2]], persistent=False)
         self.register_buffer("x_mask", x_mask, persistent=False)
 

@@ -65,7 +65,7 @@ class MOALoss(Loss):
             teacher by a tanh instead of a clamp, see `GaussianEncoder`.
         x_parts: blocks of the features, joined by "+": obs, moa, wm_residual.
         actor_inputs: ``obs``, ``obs+z``, ``obs+z+moa``, ``obs+moa``; controls without any model: ``obs+past`` (what the
-            models read, as it is) and ``obs+hidden`` (the task's hidden variables: an oracle).
+            models read) and ``obs+hidden`` (the task's hidden variables: an oracle).
         policy_latent: ``mean``, ``sample`` or ``mean_logstd``. shuffle_z: give every environment another's latent.
         critic_z: what latent the critic reads: the ``student``'s, ``none``, or ``teacher_no_action``, that of the
             teacher, which then does not see what the others do at this step (nor is that part of y).
@@ -192,7 +192,7 @@ class MOALoss(Loss):
             self.requires_grad_(False)
             past = dict(zip(PAST, (specs.obs_dim, specs.n_agents * specs.action_dim, 1), strict=True))
             self.features = past if actor_inputs == "obs+past" else {PRIVILEGED: specs.hidden_dim}
-            self.observed_features = tuple(key for key in PAST[:1] if key in self.features)
+            self.past = {PAST[0]: PAST[2]} if actor_inputs == "obs+past" else {}
             return
         with_latent, with_actions = "z" in actor_inputs, actor_inputs.endswith("moa")
         width = with_latent * options["latent_dim"] * (2 if latent == "mean_logstd" else 1)
@@ -367,7 +367,7 @@ class MOALoss(Loss):
             return {}
         found = measure(self, batch[:-out], batch[-out:], self.specs)
         if self.actor is not None and LATENT in self.actor.in_keys:
-            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch[-out:], LATENT)
+            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch[-out:], LATENT, alive=self.specs.alive)
         return found
 
     def get_extra_state(self) -> dict[str, Any]:

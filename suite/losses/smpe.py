@@ -244,7 +244,7 @@ class SMPELoss(Loss):
         x = self.scaler(batch[OBSERVATION])
         found = probe_latents(batch, {"z": self.encoder(x)[0], "u": x}, self.specs)
         if self.actor is not None and BELIEF in self.actor.in_keys:
-            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch, BELIEF)
+            found["policy/z_sensitivity"] = latent_sensitivity(self.actor, batch, BELIEF, alive=self.specs.alive)
         return found
 
     # ------------------------------------------------------------------ filtered critic and updates

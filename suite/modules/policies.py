@@ -24,19 +24,23 @@ MASKED_LOGIT = -1e10
 MIN_SCALE = 1e-4
 PADDED_SCALE = (2 * math.pi * math.e) ** -0.5  # a normal with this deviation has the entropy 0
 NO_SCALERS: Mapping[NestedKey, Scaler] = MappingProxyType({})
+NO_PAST: Mapping[NestedKey, NestedKey] = MappingProxyType({})
 
 
 class Trunk(nn.Module):
     """Input assembly, hidden layers and, if recurrent, a GRU: inputs [..., A, d_k] -> [..., rows, width].
 
-    ``scalers`` standardise inputs: one for each, None where one is read as it is; without the first there are none.
+    With a ``scaler`` the first input, observation or state, is standardised. ``past``: {place of an input that is the
+    observation of another step: place of the one that says whether there is such a step}; with a ``past_scaler`` these
+    are standardised too, and 0 where there is none.
     """
 
     def __init__(self, assemble: nn.Module, in_dim: int, *, index: Sequence[int] | None, cells: Sequence[int],
-                 activation: str, init: Init, recurrent_dim: int, scalers: Sequence[Scaler | None] = ()):
+                 activation: str, init: Init, recurrent_dim: int, scaler: Scaler | None = None,
+                 past: Mapping[int, int] = MappingProxyType({}), past_scaler: Scaler | None = None):
         super().__init__()
-        self.scaler, self.assemble = next(iter(scalers), None), assemble
-        self.feature_scalers = nn.ModuleDict({str(k): each for k, each in enumerate(scalers) if k and each is not None})
+        self.scaler, self.assemble = scaler, assemble
+        self.past, self.past_scaler = dict(past), past_scaler if past else None
         self.hidden = mlp(in_dim, None, index, cells=cells, activation=activation, init=init)
         self.width = cells[-1] if cells else in_dim
         self.gru = AgentGRU(self.width, recurrent_dim, index, init=init) if recurrent_dim else None
@@ -46,8 +50,10 @@ class Trunk(nn.Module):
         """Features, and the next state if recurrent; ``memory`` is (hidden, is_init), or empty."""
         if self.scaler is not None:
             inputs = [self.scaler(inputs[0]), *inputs[1:]]
-            for place, scaler in self.feature_scalers.items():
-                inputs[int(place)] = scaler(inputs[int(place)])
+        if self.past_scaler is not None:
+            inputs = list(inputs)
+            for place, valid in self.past.items():
+                inputs[place] = self.past_scaler(inputs[place]) * inputs[valid]
         x = self.hidden(self.assemble(*inputs))
         return (x, None) if self.gru is None else self.gru(x, *memory)
 
@@ -112,20 +118,19 @@ class CriticNetwork(nn.Module):
 
 def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, agent_id: bool, cells: Sequence[int],
                activation: str, init: Init, recurrent_dim: int, head: Head, state_dependent_scale: bool,
-               device: torch.device | str,
-               scalers: Mapping[NestedKey, Scaler] = NO_SCALERS) -> ProbabilisticTensorDictSequential:
+               device: torch.device | str, scalers: Mapping[NestedKey, Scaler] = NO_SCALERS,
+               past: Mapping[NestedKey, NestedKey] = NO_PAST) -> ProbabilisticTensorDictSequential:
     """Stochastic policy: reads observation and ``features``, writes action and its log-probability [..., A].
 
-    ``scalers``: see `make_scalers`.
+    ``scalers``: see `make_scalers`. ``past``: see `Loss`.
 
     Raises:
         ValueError: unknown sharing, activation, init or head.
     """
     index = sharing_index(share, specs.agent_types)
     in_dim = specs.obs_dim + sum(features.values()) + (specs.n_agents if agent_id else 0)
-    scaled = [scalers.get(key) for key in (OBSERVATION, *features)]
     trunk = Trunk(AgentInput(specs.n_agents, agent_id), in_dim, index=index, cells=cells, activation=activation,
-                  init=init, recurrent_dim=recurrent_dim, scalers=scaled)
+                  init=init, recurrent_dim=recurrent_dim, **_scaling([OBSERVATION, *features], scalers, past))
     network = ActorNetwork(trunk, specs, num_inputs=1 + len(features), head=head, index=index, init=init,
                            state_dependent_scale=state_dependent_scale)
     distribution, names, kwargs = _distribution(specs, head, device)
@@ -155,11 +160,11 @@ def _distribution(specs: Specs, head: Head, device):
 def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bool, share: Sharing, agent_id: bool,
                 cells: Sequence[int], activation: str, init: Init, recurrent_dim: int,
                 device: torch.device | str, scalers: Mapping[NestedKey, Scaler] = NO_SCALERS,
-                own_features: bool = False) -> TensorDictModule:
+                past: Mapping[NestedKey, NestedKey] = NO_PAST, own_features: bool = False) -> TensorDictModule:
     """Value network writing [..., A, 1]: of ``state`` or all observations (central), or of each agent's own.
 
     A central critic gives one value for all agents unless it has agent ids, unshared parameters, or ``own_features``:
-    those of an agent itself beside what is joint. ``scalers``: see `make_scalers`.
+    those of an agent itself beside what is joint. ``scalers``: see `make_scalers`. ``past``: see `Loss`.
     """
     index = sharing_index(share, specs.agent_types)
     n, own = specs.n_agents, own_features and bool(features)
@@ -174,7 +179,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
         assemble = AgentInput(n, agent_id)
         in_dim = specs.obs_dim + sum(features.values())
     trunk = Trunk(assemble, in_dim + (n if agent_id else 0), index=index, cells=cells, activation=activation, init=init,
-                  recurrent_dim=recurrent_dim, scalers=[scalers.get(key) for key in (read, *features)])
+                  recurrent_dim=recurrent_dim, **_scaling([read, *features], scalers, past))
     network = CriticNetwork(trunk, n, index=index, init=init).to(device)
     in_keys, out_keys = [read, *features], [VALUE]
     if recurrent_dim:
@@ -182,11 +187,15 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
     return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
 
 
-def make_scalers(specs: Specs, *, centralized: bool) -> dict[NestedKey, Scaler]:
-    """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations.
+def _scaling(keys: Sequence[NestedKey], scalers: Mapping[NestedKey, Scaler],
+             past: Mapping[NestedKey, NestedKey]) -> dict[str, object]:
+    """What a `Trunk` with the inputs ``keys`` is told of scalers."""
+    places = {keys.index(key): keys.index(valid) for key, valid in past.items() if key in keys}
+    return {"scaler": scalers.get(keys[0]), "past": places, "past_scaler": scalers.get(OBSERVATION)}
 
-    A feature that is an observation too may be given the same one.
-    """
+
+def make_scalers(specs: Specs, *, centralized: bool) -> dict[NestedKey, Scaler]:
+    """{key: what standardises it} for the inputs of an actor and a critic, which share that of observations."""
     scalers: dict[NestedKey, Scaler] = {OBSERVATION: Scaler(specs.obs_dim, specs.obs_mask, specs.agent_types)}
     if centralized and specs.state_dim is not None:
         scalers[STATE] = Scaler(specs.state_dim)

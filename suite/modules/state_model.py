@@ -170,10 +170,10 @@ class ActionModel(nn.Module):
     @property
     def feature_mask(self) -> Tensor:
         """bool [N, F]: False in the entries of `feature` for what another agent does not have."""
-        if self.unpadded is None:
-            return torch.ones(self.shape[0] + 1, self.feature_dim, dtype=torch.bool)
         if self.factors is not None:
             return self.factors.any(-1).flatten(1)
+        if self.unpadded is None:
+            return torch.ones(self.shape[0] + 1, self.feature_dim, dtype=torch.bool)
         parts = [self.unpadded] * (self.shape[1] // self.unpadded.shape[-1])  # means and log-sigmas, or one of them
         return torch.cat(parts, -1).flatten(1)
 

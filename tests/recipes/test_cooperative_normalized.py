@@ -116,7 +116,10 @@ def test_the_observation_before_is_standardised_as_the_present_one_is():
         hook.remove()
     for inputs in read:
         for seen, key in zip(inputs, (OBSERVATION, *PAST), strict=True):
-            expected = batch[key] if key in PAST[1:] else shared(batch[key])
+            expected = shared(batch[key]) if key == OBSERVATION else batch[key]
+            if key == PAST[0]:
+                expected = shared(batch[key]) * batch[PAST[2]]
+                assert (seen[:, 0] == 0).all() and not (shared(batch[key])[:, 0] == 0).all()
             assert torch.equal(seen, expected), key
 
 

@@ -88,6 +88,10 @@ def test_how_far_a_latent_moves_the_outputs_by_hand():
     batch = TensorDict({Z: z.view(4, 50, A, 2), OBSERVATION: torch.randn(4, 50, A, 2)}, batch_size=[4, 50])
     with torch.no_grad():
         assert latent_sensitivity(actor, batch, Z) == pytest.approx(9 / 4, rel=1e-5)
+        batch["alive"] = torch.rand(4, 50, A, generator=torch.Generator().manual_seed(1)) < 0.5
+        batch[Z] = torch.where(batch["alive"].unsqueeze(-1), 3 * batch[Z], 100.0)
+        living = (batch[Z][batch["alive"]].std(0) * torch.tensor([4.0, 2.0])).sum().item() / 4
+        assert latent_sensitivity(actor, batch, Z, alive="alive") == pytest.approx(living, rel=1e-5)
     assert not batch[Z].requires_grad
 
 
