@@ -70,7 +70,8 @@ class Training:
     init: Literal["default", "orthogonal"] = "default"
     """Initial weights: torch's default, or orthogonal with a small actor head."""
     normalize_observation: bool = False
-    """Actor and critic read observations (the critic the state) standardised by running statistics, clipped at 10."""
+    """Actor and critic read observations (the critic the state) standardised by running statistics, clipped at 10; also
+    those of the step before that a loss hands on."""
     centralized: bool = True
     """The critic sees the state or all observations (mappo, maa2c) or its own (ippo, ia2c); set by the algorithm."""
     head: Literal["tanh_normal", "normal"] = "tanh_normal"
