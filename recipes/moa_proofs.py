@@ -10,6 +10,7 @@ part of the experiments may be repeated.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ from suite.run import commit
 COMMAND = "python -m recipes.moa_proofs --only {experiment}"
 REMARKS = ("Experiments partners, world, toy and leader train the models of the loss on frozen policies, by the "
            "recipe's trainer without an actor's update, and measure them on fresh episodes.",
-           "Experiments learning, use and returns read the runs of a table, returns_raw those of table moa_raw: on "
-           "observations as they are ('raw inputs').",
+           "Experiments learning, use and returns read the runs of a table, returns_partners those of moa_partners "
+           "(a leader that is a script), returns_raw those of moa_raw (observations as they are).",
            "Rows 'by feature' are additions to the specification's list: the mean over features of 1 - mse / mse_copy.",
            "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student. Rows 'by an "
            "MLP', which read z like its inputs, are additions.",
@@ -61,7 +62,8 @@ def claims(found: dict[str, float], latent_dim: int) -> dict[str, float]:
 EXPERIMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "partners": partners, "world": world, "toy": lambda seed: latents(toy, seed, 8),
     "toy_gru": lambda seed: claims(toy(seed, memory=True), 8), "leader": lambda seed: latents(leader, seed, 16)}
-FROM_RUNS = ("learning", "use", "returns", "returns_raw")
+TABLES_READ = {"returns_partners": "moa_partners", "returns_raw": "moa_raw"}  # beside the one that is given
+FROM_RUNS = ("learning", "use", "returns", *TABLES_READ)
 
 
 def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", runs: str = "runs/benchmark",
@@ -70,7 +72,8 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
 
     Args:
         seeds: seeds 1 to this number.
-        only: these experiments: partners, world, toy, toy_gru, leader; learning, use, returns, returns_raw.
+        only: these experiments: partners, world, toy, toy_gru, leader; learning, use, returns, returns_partners,
+            returns_raw.
         table: whose runs are read: moa or moa_small.
         runs: folder of the run folders.
         tables: folder of the results of tables.
@@ -93,7 +96,8 @@ def prove(*, seeds: int = 3, only: tuple[str, ...] = (), table: str = "moa", run
                 print(f"{name}: seed {seed}", flush=True)
             continue
         found = {"learning": lambda: learning(table, runs, seeds), "use": lambda: use(table, runs, seeds),
-                 "returns": lambda: returns(table, tables), "returns_raw": lambda: returns("moa_raw", tables)}[name]()
+                 "returns": lambda: returns(table, tables),
+                 **{key: partial(returns, other, tables) for key, other in TABLES_READ.items()}}[name]()
         complete = name.startswith("returns")  # the tables hold all of these
         numbers[name] = updated(numbers.get(name, {}), found, fresh=complete)
         print(f"{name}: {len(numbers[name])} figures", flush=True)
