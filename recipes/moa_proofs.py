@@ -34,7 +34,8 @@ REMARKS = ("Experiments partners, world, toy and leader train the models of the 
            "Rows 'by feature' are additions to the specification's list: the mean over features of 1 - mse / mse_copy.",
            "uc is what a student without memory reads; 'KL reversed' is kl_direction teacher_to_student. Rows 'by an "
            "MLP', which read z like its inputs, are additions.",
-           "'Plain x' is an addition too: row MOA-plain-x, without the world model's residual in the features.",
+           "'Plain x' is an addition too: row MOA-plain-x, without the world model's residual in the features. Returns "
+           "are compared on the tasks with hidden variables, and on dense ones, as far as they have runs.",
            "'Follows learning partners' is a share of the tasks that have runs, where the specification asks for three "
            "of five core tasks; 'World model predicts' has six of the 18 scenarios that it could.",
            "'skill' on vmas/navigation, where partners are mostly out of sight, stands in numbers.json for comparison.")
