@@ -29,7 +29,7 @@ _RAW = ("the features of the specification hold the world model's residual, stan
           "it is mostly noise: replacing it by its value of one step before moves the policy by a KL of 0.07 to 0.11, "
           "most of what the latent does at all; the raw observation moves it by 0.003 to 0.006. Rows 'plain x' "
           "leave it out. MAPPO-matched learns faster than MAPPO by the width of its actor.")
-_USE = ("after half a million frames nobody on simple_reference_pe speaks yet (MOA -41, MAPPO -39 of -57 at the start), nor "
+_USE = ("after half a million frames nobody speaks on simple_reference_pe (MOA -41, MAPPO -39; -57 at the start), nor "
         "on simple_speaker_listener_pe (table moa_raw: all rows -38, the oracle -31), so that nothing in a listener's "
         "latent is worth moving for.")
 _BAYES = "the specification's own GRU reached 0.772 where the filter has 0.814; the row that it meets is t >= 10."
