@@ -12,6 +12,7 @@ from suite.latent_use import OtherEpisode, latent_sensitivity, latent_use, shuff
 from suite.modules import make_actor
 from suite.modules.lowered import Lowered
 from suite.specs import ACTION, GROUP, HIDDEN, IS_INIT, OBSERVATION, Specs
+from suite.state_figures import PANELS
 from tests.small import config, make_toy, train
 from tests.toy import ToyEnv
 
@@ -116,6 +117,8 @@ def test_runs_measure_what_their_latents_are_good_for(loss, there, monkeypatch):
     rows = [row for row in trainer.run.rows if "eval/return" in row]
     assert len(rows) > 1 and all(("policy/z_use" in row) == there for row in rows)
     assert ("policy/z_sensitivity" in rows[-1]) == (loss in ("moa", "smpe"))
+    drawn = {line.metric for panel in PANELS for line in panel.lines if line.metric.startswith("policy/")}
+    assert loss not in ("moa", "smpe") or drawn == {name for name in rows[-1] if name.startswith("policy/")}
     evaluator = trainer.evaluate
     if there:
         lost = evaluator.play(deterministic=False, seed=1)["return"]
