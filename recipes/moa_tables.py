@@ -68,7 +68,9 @@ MOA_TABLES = {
     "moa_small": Table(
         title="Models of other agents and their controls, as far as two cores go",
         recipe="recipes.cooperative", rows=_ROWS_SMALL, tasks={task: _MOA[task] for task in _FRAMES}, only=_ONLY,
-        frames=_FRAMES, mode={task: _MODES[task] for task in _FRAMES}, notes=[_GREEDY, _FORAGING, _ROWS, _SMALL]),
+        frames=_FRAMES, mode={task: _MODES[task] for task in _FRAMES},
+        notes=[_GREEDY, _FORAGING, _ROWS, _SMALL, "MAPPO-inputs of commit 2f690b4 read minus mean over deviation, not "
+               "zero, as the observation before an episode's first step."]),
     "moa_ablations": Table(
         title="What each part of the models of other agents contributes",
         recipe="recipes.cooperative",
