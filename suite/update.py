@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from suite import distributed
 from suite.data import DataSource
 
+FIRST_STEP = "first_step_"  # metrics with this prefix are those of an iteration's first optimiser step
+
 
 class Update:
     """Losses that see the same data, each with an optimiser of its own; one backward pass per minibatch.
@@ -75,12 +77,14 @@ class Update:
         self.steps = 0
 
     def run(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """All minibatches of one iteration; mean metrics as 0-d tensors, named ``update/metric``."""
+        """All minibatches of one iteration; metrics as 0-d tensors, named ``update/metric``: means, or the first's."""
         if not self.optimizers:
             return {}
         steps = [self.step(minibatch) for minibatch in self.data(batch, self.keys)]
         keys = dict.fromkeys(key for step in steps for key in step)
-        return {f"{self.name}/{key}": torch.stack([s[key] for s in steps if key in s]).mean() for key in keys}
+        found = {key: [step[key] for step in steps if key in step] for key in keys}
+        return {f"{self.name}/{key}": values[0] if key.startswith(FIRST_STEP) else torch.stack(values).mean()
+                for key, values in found.items()}
 
     def step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step of every part whose turn it is; no host synchronisation."""

@@ -44,7 +44,8 @@ class Loss(LossModule):
     """A TorchRL loss that may also feed the actor and the reward.
 
     ``forward(minibatch)`` returns a TensorDict of scalars: entries named ``loss_*`` are summed and minimised, every
-    other entry is logged. It reads ``in_keys``, writes nothing into its input, and its stop-gradients stand in it.
+    other entry is logged: the mean of an iteration's optimiser steps, or if it is named ``first_step_*`` that of the
+    first. It reads ``in_keys``, writes nothing into its input, and its stop-gradients stand in it.
 
     Attributes:
         in_keys: what `forward` reads; a data source hands over nothing else.

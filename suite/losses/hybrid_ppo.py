@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictSequential
 
 from suite.losses.common import Loss
+from suite.losses.ppo import ratio_metrics
 from suite.modules.functional import clipped_surrogate, masked_mean
 from suite.modules.hybrid_policy import CHOICE_LOG_PROB
 from suite.modules.lowered import Lowered
@@ -45,11 +45,8 @@ class HybridPolicyLoss(Loss):
         out = {}
         for name, new, old in (("choice", choice, old_choice), ("params", params, minibatch[LOG_PROB] - old_choice)):
             out[f"loss_{name}"] = -masked_mean(clipped_surrogate(new, old, advantage, clip=self.clip), mask)
-            with torch.no_grad():
-                log_ratio = new - old
-                out[f"kl_{name}"] = masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
-                outside = ((log_ratio.exp() - 1).abs() > self.clip).to(advantage.dtype)
-                out[f"clip_fraction_{name}"] = masked_mean(outside, mask)
+            found = ratio_metrics(new, old, clip=self.clip, mask=mask)
+            out |= {f"{metric}_{name}": value for metric, value in found.items()}
         entropy = masked_mean(dist.entropy(), mask)
         if self.entropy_coef:
             out["loss_entropy"] = -self.entropy_coef * entropy

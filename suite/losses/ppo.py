@@ -14,6 +14,23 @@ from suite.losses.common import Loss
 from suite.modules.functional import clipped_surrogate, clipped_value_error, masked_mean
 from suite.modules.lowered import Lowered, call
 from suite.specs import ACTION, ADVANTAGE, LOG_PROB, VALUE, VALUE_TARGET
+from suite.update import FIRST_STEP
+
+
+@torch.no_grad()
+def ratio_metrics(log_prob: Tensor, old: Tensor, *, clip: float, mask: Tensor | None) -> dict[str, Tensor]:
+    """What the ratios rho = exp(log_prob - old) say of an update, over all that counts.
+
+    kl: mean rho - 1 - log rho, which estimates KL(old || new); clip_fraction: share of |rho - 1| > clip;
+    first_step_ratio_error: max |rho - 1|. Before an iteration's first optimiser step the latter is 0, up to rounding,
+    if the loss sees the policy that acted: same weights, statistics, latents and memory. (The mean of rho would not
+    tell: under the old policy's actions it is 1 for any new one.)
+    """
+    log_ratio = log_prob - old
+    off = log_ratio.expm1()
+    error = off.abs() if mask is None else torch.where(mask, off.abs(), 0.0)
+    return {"kl": masked_mean(off - log_ratio, mask), "clip_fraction": masked_mean((error > clip).to(off.dtype), mask),
+            f"{FIRST_STEP}ratio_error": error.amax()}
 
 
 class PolicyLoss(Loss):
@@ -68,10 +85,7 @@ class PolicyLoss(Loss):
         else:
             old = minibatch[LOG_PROB]
             objective = clipped_surrogate(log_prob, old, advantage, clip=self.clip)
-            with torch.no_grad():
-                log_ratio = log_prob - old
-                out["kl"] = masked_mean(log_ratio.exp() - 1 - log_ratio, mask)
-                out["clip_fraction"] = masked_mean(((log_ratio.exp() - 1).abs() > self.clip).float(), mask)
+            out |= ratio_metrics(log_prob, old, clip=self.clip, mask=mask)
         out["loss_policy"] = -masked_mean(objective, mask)
         if self.entropy_coef:
             entropy = masked_mean(dist.entropy(), mask)

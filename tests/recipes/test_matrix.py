@@ -40,13 +40,15 @@ LOSSES = ("none", "smpe", "moa")
 
 
 def learn(task, algorithm="mappo", **changes):
-    """Train for two iterations; every number is finite, and every parameter that has an optimiser has moved."""
+    """Train for two iterations: every number is finite, ratios are 1 before the first step, every parameter moves."""
     name, options = task
     cfg = config(algorithm, task=name, task_options=options, max_steps=5, **changes)
     before, trainer = weights(recipe.make_trainer(cfg, MemoryRun())), train(cfg)
     assert trainer.iteration == 2
     bad = {key for row in trainer.run.rows for key, value in row.items() if not math.isfinite(value)}
     assert not bad, f"not finite: {sorted(bad)}"
+    ratios = [row[key] for row in trainer.run.rows for key in row if key.endswith("/first_step_ratio_error")]
+    assert len(ratios) == (2 if algorithm == "mappo" else 0) and max(ratios, default=0.0) < 1e-5
     after = weights(trainer)
     modules = [trainer.policy, *(loss for update in trainer.updates for loss in update.losses)]
     owned = {id(p) for update in trainer.updates for params in update.params.values() for p in params}

@@ -48,6 +48,20 @@ def test_metrics_are_means_over_minibatches_under_the_updates_name():
     assert found["name/loss_square"].item() == pytest.approx(sum(expected).item() / 2)
 
 
+def test_a_metric_of_the_first_step_is_no_mean():
+    class Largest(Square):
+        def forward(self, minibatch):
+            largest = minibatch[OBSERVATION].max()
+            return super().forward(minibatch).update({"first_step_largest": largest, "largest": largest})
+
+    def rising(batch, keys):
+        for k in (2.0, 3.0, 7.0):
+            yield batch.select(*keys).apply(lambda x: torch.full_like(x, k))  # noqa: B023, called at once
+
+    found = update("name", Largest(), data=Given(rising)).run(Batches().batch())
+    assert found["name/first_step_largest"] == 2 and found["name/largest"] == 4
+
+
 def test_only_entries_named_loss_are_minimised():
     class Tempting(Square):
         def forward(self, minibatch):

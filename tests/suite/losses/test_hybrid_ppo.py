@@ -68,7 +68,8 @@ def test_two_surrogates_by_hand():
     out = HybridPolicyLoss(flat_actor(), clip=0.2, entropy_coef=0.1)(hand_batch())
     entropy = LN3 + (2 + 1) / 3 * (0.5 + LOG_SQRT)
     expected = {"loss_choice": 0.2, "loss_params": 0.4474146, "loss_entropy": -0.1 * entropy, "entropy": entropy,
-                "kl_choice": 0.25, "kl_params": 0.0051709 / 2, "clip_fraction_choice": 1.0, "clip_fraction_params": 0.0}
+                "kl_choice": 0.25, "kl_params": 0.0051709 / 2, "clip_fraction_choice": 1.0, "clip_fraction_params": 0.0,
+                "first_step_ratio_error_choice": 1.0, "first_step_ratio_error_params": 0.1051709}
     assert set(out.keys()) == set(expected)
     for key, value in expected.items():
         assert out[key].item() == pytest.approx(value, abs=1e-6), key

@@ -86,7 +86,7 @@ def table_batch():
 def test_clipped_loss_by_hand():
     out = PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.1)(table_batch())
     expected = {"loss_policy": -0.8 / 6, "loss_entropy": -0.10397208, "entropy": 1.0397208, "kl": 0.7876821 / 6,
-                "clip_fraction": 4 / 6}
+                "clip_fraction": 4 / 6, "first_step_ratio_error": 1.0}
     assert set(out.keys()) == set(expected)
     for key, value in expected.items():
         assert out[key].item() == pytest.approx(value, rel=1e-5), key
@@ -135,6 +135,7 @@ def test_agents_that_left_or_follow_a_script_do_not_count(masks):
     out = PolicyLoss(table_actor(), clip=0.2, entropy_coef=0.1, **masks)(td)
     assert out["loss_policy"].item() == pytest.approx(-0.95, rel=1e-5)
     assert out["clip_fraction"].item() == pytest.approx(3 / 4)
+    assert out["first_step_ratio_error"].item() == pytest.approx(0.5)
     assert out["kl"].item() == pytest.approx((0.0945349 + 2 * 0.1931472) / 4, rel=1e-5)
     assert out["loss_entropy"].item() == pytest.approx(-0.10397208, rel=1e-5)
     out = PolicyLoss(table_actor(), clip=None, entropy_coef=0.0, **masks)(td)
