@@ -137,6 +137,12 @@ class ActionModelLoss(Loss):
             counts = counts * batch[self.sight]
         return (moved * counts).sum(-1, keepdim=True)
 
+    @torch.no_grad()
+    def expected(self, batch: TensorDictBase) -> Tensor:
+        """[N, T, A, F]: what an agent expects of the others' next actions, once it has acted; `ActionModel.feature`."""
+        after = self._after(batch, self.model.actions.encode(batch[ACTION]).unsqueeze(2)).squeeze(3)
+        return self.model.action_model.feature(after if self.discrete else after.chunk(2, -1))
+
     def _after(self, batch: TensorDictBase, own: Tensor) -> Tensor:
         """What is predicted of the others' next actions after each of C encoded own actions [N, T, C, A, E].
 

@@ -62,10 +62,15 @@ class Influence(nn.Module):
         self.share = min(1.0, max(0.0, 1 - done) / self.decay) if self.decay else 1.0
 
     @torch.no_grad()
-    def forward(self, batch: TensorDictBase) -> Tensor:
-        """The term of a batch [N, T], which may switch it on: once per batch."""
+    def moved(self, batch: TensorDictBase) -> Tensor:
+        """`ActionModelLoss.influence` [N, T, A, 1] of a batch [N, T], of a policy that has not learned since."""
         drawn = None if self.action_loss.discrete else self._drawn(batch)
-        moved = self.action_loss.influence(batch, drawn, divergence=self.divergence)
+        return self.action_loss.influence(batch, drawn, divergence=self.divergence)
+
+    @torch.no_grad()
+    def forward(self, batch: TensorDictBase, moved: Tensor | None = None) -> Tensor:
+        """The term of a batch [N, T], which may switch it on: once per batch. ``moved``: if it is known already."""
+        moved = self.moved(batch) if moved is None else moved
         moved = self.share * moved.clamp_max(self.limit)
         if self.scale == "std":
             moments = self.reward_moments

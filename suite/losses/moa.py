@@ -21,7 +21,7 @@ from suite.data import Chunks, DataSource, FirstRows, Minibatches, PreviousBatch
 from suite.latent_use import latent_sensitivity
 from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
-from suite.losses.curiosity import TERMS, Curiosity, Scale
+from suite.losses.curiosity import Curiosity, Scale
 from suite.losses.cvae import CVAELoss, Target
 from suite.losses.encoded import Encoded
 from suite.losses.imagination import DecentralisedDyna, Dyna, Imagination, Kind, ValueExpansion, check_learner
@@ -29,6 +29,7 @@ from suite.losses.influence import Influence, InfluenceScale
 from suite.losses.moa_metrics import measure
 from suite.losses.moa_options import (
     CONTROLS,
+    REWARD_TERMS,
     ActorInputs,
     CriticLatent,
     CriticLatents,
@@ -37,6 +38,7 @@ from suite.losses.moa_options import (
     check_options,
     refuse_replay,
 )
+from suite.losses.social_curiosity import SocialCuriosityLoss
 from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
@@ -95,6 +97,8 @@ class MOALoss(Loss):
         influence: weight of the reward term, how much an agent's action moves the others' predicted next actions
             (clipped at influence_max), as `ActionModelLoss.influence` measures it with influence_divergence, ``kl`` or
             ``jsd`` (discrete actions only), or of continuous ones with influence_samples.
+        social_curiosity: weight of the reward term of `SocialCuriosityLoss`, 0.001 in its program, whose model learns
+            with the others; social_forward: share of its forward error in what it learns from.
         influence_skill: what moa/skill must have exceeded once (discrete actions only), influence_decay: share of the
             run, at its end, over which it falls to 0, influence_scale: ``std`` counts in deviations of the task's
             reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
@@ -134,7 +138,8 @@ class MOALoss(Loss):
                  cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev", moa_factorised: bool = False,
                  moa_sigma: float = 0.0,
                  ensemble: int = 1, disagreement: float = 0.0, latent_surprise: float = 0.0,
-                 curiosity_scale: Scale = "std", continue_head: bool = False, symlog_reward: bool = False,
+                 social_curiosity: float = 0.0, social_forward: float = 0.5, curiosity_scale: Scale = "std",
+                 continue_head: bool = False, symlog_reward: bool = False,
                  shared_reward: bool = False, wm_use_z: bool = False, wm_replay: int = 0, imagination: Kind = "none",
                  horizon: int = 3, imagination_mix: float = 0.5, imagination_weight: float = 0.25,
                  imagination_every: int = 1, imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
@@ -160,8 +165,8 @@ class MOALoss(Loss):
                                   free_bits_dim=free_bits_dim, free_nats=free_nats, rec_target=rec_target,
                                   use_teacher=use_teacher, action_coef=teacher_action_coef, soft_clamp=soft_clamp,
                                   action_in_y=critic_z != "teacher_no_action")
-        self.in_keys = list(dict.fromkeys(key for loss in self._losses() for key in loss.in_keys))
         self._pay(options)
+        self.in_keys = list(dict.fromkeys(key for loss in self._losses().values() for key in loss.in_keys))
         self.__dict__.update(imagination=None, actor=None)  # set by `estimators`; they are no part of this loss
         self._feed_actor(options)
         self._feed_critic(options)
@@ -172,7 +177,10 @@ class MOALoss(Loss):
 
     def _pay(self, options: dict[str, Any]) -> None:
         """Reward terms."""
-        self.reward_weights = {name: options[name] for name in (*TERMS, "influence") if options[name]}
+        self.reward_weights = {name: options[name] for name in REWARD_TERMS if options[name]}
+        self.social = None
+        if options["social_curiosity"]:
+            self.social = SocialCuriosityLoss(self.specs, self.action_loss, forward_share=options["social_forward"])
         self.curiosity = Curiosity(self.reward_weights, self.model, self.world_loss, scale=options["curiosity_scale"],
                                    alive=self.specs.alive)
         self.influence = Influence(self.action_loss, self.reward_moments, held_out=self.held_out,
@@ -215,13 +223,16 @@ class MOALoss(Loss):
             self.critic_encoders = [TensorDictModule(network, in_keys=network.in_keys, out_keys=network.out_keys)]
             self.critic_features = {TEACHER_LATENT: options["latent_dim"]}
 
-    def _losses(self) -> tuple[Loss, Loss, Loss]:
-        return self.action_loss, self.world_loss, self.cvae_loss
+    def _losses(self) -> dict[str, Loss]:
+        """{network: loss}."""
+        out = {"moa": self.action_loss, "world_model": self.world_loss, "student": self.cvae_loss}
+        return out if self.social is None else out | {"social": self.social}
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
-        """The terms of all three losses."""
+        """The terms of all losses."""
         known = self.model.infer_batch(minibatch)
         out = dict(self.action_loss(minibatch, known).items()) | dict(self.world_loss(minibatch).items())
+        out |= {} if self.social is None else dict(self.social(minibatch).items())
         return TensorDict(out | dict(self.cvae_loss(minibatch, known).items()))
 
     # ------------------------------------------------------------------ statistics, schedule, reward
@@ -244,10 +255,13 @@ class MOALoss(Loss):
 
     @torch.no_grad()
     def reward_terms(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """The terms of `Curiosity` and of `Influence`."""
-        out = self.curiosity(batch)
+        """The terms of `Curiosity`, of `Influence` and of `SocialCuriosityLoss`."""
+        out, moved = self.curiosity(batch), None
+        if self.social is not None:
+            moved = self.influence.moved(batch)
+            out["social_curiosity"] = self.social.pay(batch, moved)
         if "influence" in self.reward_weights:
-            out["influence"] = self.influence(batch)
+            out["influence"] = self.influence(batch, moved)
         return out
 
     @torch.no_grad()
@@ -314,7 +328,7 @@ class MOALoss(Loss):
     def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
         """One entry for each network."""
         out: dict[str, list[nn.Parameter]] = {}
-        for name, loss in zip(("moa", "world_model", "student"), self._losses(), strict=True):
+        for name, loss in self._losses().items():
             out |= loss.networks(name)
         return out
 

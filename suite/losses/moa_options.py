@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from suite.losses.curiosity import Scale
+from suite.losses.curiosity import TERMS, Scale
 from suite.losses.cvae import Target
 from suite.losses.imagination import Kind, check_imagination, refuse
 from suite.losses.influence import InfluenceScale
@@ -18,6 +18,7 @@ MemoryKind = Literal["none", "gru"]
 CriticLatent = Literal["student", "none", "teacher_no_action"]
 CriticLatents = Literal["all", "own"]
 PPOLatent = Literal["stored", "recompute"]
+REWARD_TERMS = (*TERMS, "influence", "social_curiosity")
 CONTROLS = ("obs+past", "obs+hidden")  # actor inputs without any model
 WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorInputs, "others_actions": OthersActions,
          "moa_inputs": ActionInputs, "policy_latent": PolicyLatent, "memory": MemoryKind,
@@ -25,7 +26,7 @@ WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorI
          "imagination": Kind, "critic_z": CriticLatent, "critic_latents": CriticLatents, "ppo_latent": PPOLatent}
 POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
             "epochs", "max_grad_norm", "influence_max")
-SHARES = ("acting_tau", "influence_decay")
+SHARES = ("acting_tau", "influence_decay", "social_forward")
 ANY_SIGN = ("imagination_reward_skill",)  # of predictions worse than a constant it is negative
 
 
@@ -64,6 +65,9 @@ def _check_influence(specs: Specs, options: dict[str, Any]) -> None:
     given += ["influence_scale"] * (options["influence_scale"] != "none")
     if given and not options["influence"]:
         raise ValueError(f"{given[0]} of loss 'moa' is of its reward term: give influence a weight, or leave it out")
+    if options["social_forward"] != 0.5 and not options["social_curiosity"]:
+        raise ValueError("social_forward of loss 'moa' is of its reward term: give social_curiosity a weight, or leave "
+                         "it out")
     if options["influence_skill"] >= 1:
         raise ValueError(f"influence_skill of loss 'moa' is a skill below 1, got {options['influence_skill']}")
     continuous = {"influence_divergence": options["influence_divergence"] != "kl",
@@ -112,8 +116,8 @@ def refuse_replay(options: dict[str, Any]) -> None:
     wrong = {
         f"imagination of loss 'moa' needs an on-policy algorithm: {those}": options["imagination"] != "none",
         f"joint_update of loss 'moa' shares the steps of {those}": options["joint_update"],
-        f"influence of loss 'moa' reads the distribution of a stochastic policy: use {those}":
-            bool(options["influence"]),
+        f"influence and social_curiosity of loss 'moa' read the distribution of a stochastic policy: use {those}":
+            bool(options["influence"] or options["social_curiosity"]),
         f"memory 'gru' of loss 'moa' learns from sequences of the present policy: use {those}, or leave memory at "
         "'none'": options["memory"] != "none",
         f"ppo_latent 'recompute' of loss 'moa' is of the policy loss of {those}": options["ppo_latent"] != "stored",
@@ -141,16 +145,18 @@ def _check_parts(named: str) -> None:
 
 
 def _check_task(specs: Specs, options: dict[str, Any]) -> None:
-    if options["moa_inputs"] == "prev+obs" and (options["influence"] or options["imagination"] == "decentralised"):
-        raise ValueError("influence and decentralised imagination of loss 'moa' ask for the others' actions before "
-                         "the next observation is known: leave moa_inputs at 'prev'")
+    asking = {name: options[name] for name in ("influence", "social_curiosity")}
+    asking["decentralised imagination"] = options["imagination"] == "decentralised"
+    if options["moa_inputs"] == "prev+obs" and (early := [name for name, asked in asking.items() if asked]):
+        raise ValueError(f"{early[0]} of loss 'moa' asks for the others' actions before the next observation is known: "
+                         f"leave moa_inputs at 'prev'")
     if options["actor_inputs"] == "obs+hidden" and not specs.hidden_dim:
         raise ValueError("actor_inputs obs+hidden of loss 'moa' needs a task that exports its hidden variables: "
                          "--task-options with_hidden=True")
     if options["actor_inputs"] in CONTROLS and options["memory"] != "none":
         raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model that could remember: "
                          f"leave memory at 'none' (--actor-recurrent-dim gives the actor itself a memory)")
-    trained = ("curiosity", "disagreement", "latent_surprise", "influence", "wm_replay", "wm_use_z")
+    trained = (*REWARD_TERMS, "wm_replay", "wm_use_z")
     if options["actor_inputs"] in CONTROLS and (wrong := [name for name in trained if options[name]]):
         raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model: leave {wrong[0]} out")
     if options["memory_chunk"] and options["memory"] == "none":

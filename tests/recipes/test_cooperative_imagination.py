@@ -66,10 +66,12 @@ def test_it_goes_with_the_other_options(kind, options, skilled):
     {"ensemble": 3}, {"ensemble": 3, "disagreement": 0.1}, {"latent_surprise": 0.1}, {"symlog_reward": True},
     {"shared_reward": True}, {"continue_head": True, "huber": True}, {"wm_replay": 2},
     {"wm_replay": 1, "memory": "gru", "continue_head": True, "ensemble": 3},
-    {"curiosity": 0.1, "curiosity_scale": "std", "memory": "gru", "latent_surprise": 0.1}], ids=str)
+    {"curiosity": 0.1, "curiosity_scale": "std", "memory": "gru", "latent_surprise": 0.1},
+    {"social_curiosity": 0.1}, {"social_curiosity": 0.1, "social_forward": 0.2, "influence": 0.1, "memory": "gru"},
+    {"social_curiosity": 0.1, "joint_update": True, "held_out": 0.0}], ids=str)
 def test_the_other_uses_train(options, actions):
     rows = finite(train(moa(options, actions=actions)))
-    for term in {"curiosity", "disagreement", "latent_surprise"} & options.keys():
+    for term in {"curiosity", "disagreement", "latent_surprise", "social_curiosity"} & options.keys():
         assert all(0 <= row[f"reward/{term}"] <= 5 for row in rows)
     assert "imagination/active" not in rows[0]
     assert [("moa_replay/loss_obs" in row) for row in rows] == [False, "wm_replay" in options]

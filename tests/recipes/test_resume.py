@@ -58,7 +58,7 @@ MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "dep
           "imagination_skill=0.0", "imagination_reward_skill=-1e9", "ensemble=3"]
 RUNS |= {
     "moa curious": [*NAVIGATION, *PPO, *MODELS, "disagreement=0.1", "latent_surprise=0.1", "curiosity=0.1",
-                    "curiosity_scale=std", "wm_replay=2", "wm_use_z=True"],
+                    "curiosity_scale=std", "wm_replay=2", "wm_use_z=True", "social_curiosity=0.1"],
     "moa expand": [*NAVIGATION, *PPO, *MODELS, "imagination=expand", "horizon=2", "continue_head=True"],
     "moa dyna": [*SPREAD, *PPO, *MODELS, "imagination=dyna", "policy_latent=sample", "--value-norm"],
     "moa student": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "ppo_latent=recompute", "rl_grad_to_phi=True",
