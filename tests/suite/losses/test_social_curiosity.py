@@ -61,7 +61,7 @@ def test_the_reward_is_the_forward_error_up_to_a_limit(monkeypatch):
     assert torch.equal(td[MOVED], moved) and torch.equal(td[EXPECTED], loss.action_loss.expected(td))
 
 
-# one of 36 agents left, and does not count; two of the 35 others end an episode, where there is no influence: I would be
+# one of 36 agents left, and does not count; two of the 35 others end an episode, where nobody is moved: I would be
 # 1/2 there, and does not count, so that its mean stays 0.18
 def test_agents_that_left_do_not_count_nor_does_influence_at_the_end(monkeypatch):
     loss, td = make(alive=ALIVE)
