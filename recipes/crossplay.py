@@ -23,19 +23,20 @@ from recipes.cooperative_config import Config
 from suite.checkpoint import Checkpoints
 from suite.config import check_positive, from_plain, run_cli
 from suite.crossplay import cross_play, summary, write
-from suite.run import MemoryRun, stored_run
+from suite.run import MemoryRun, restoring, stored_run
 
 SAME = ("task", "task_options", "max_steps", "truncate", "team_reward")  # what makes a game and its returns
 
 
 def load(path: str, cfg: Config, device: str) -> TensorDictModuleBase:
-    """The policy of a run's newest checkpoint, without exploration; CheckpointError if there is none."""
+    """The policy of a run's newest checkpoint, without exploration; CheckpointError if there is none that fits."""
     state = Checkpoints(Path(path) / "checkpoints").load()
     # the run's trainer is built again, with an evaluator: it has the policy that the run evaluated
     cfg = dataclasses.replace(cfg, device=device, evaluations=1, eval_episodes=1, resume=None, compile=False,
                               cuda_graphs=False)
     trainer = cooperative.make_trainer(cfg, MemoryRun())
-    trainer.policy.load_state_dict(state["policy"])
+    with restoring(path):
+        trainer.policy.load_state_dict(state["policy"])
     return trainer.evaluate.lowered.policy
 
 

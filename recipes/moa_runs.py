@@ -23,7 +23,7 @@ from suite.latent_use import latent_use
 from suite.modules.state_model import LATENT
 from suite.report import Estimate, bootstrap, iqm, normalised
 from suite.results import Table, read_table
-from suite.run import MemoryRun, stored_run
+from suite.run import MemoryRun, restoring, stored_run
 from suite.state_figures import Series, read_curves
 
 METHOD = "MOA"
@@ -77,7 +77,9 @@ def latent_use_of(folder: Path, episodes: int = 200) -> dict[str, float]:
     """`latent_use` of a run's newest policy, sampled actions."""
     cfg = replace(from_plain(Config, stored_run(folder)["config"]), evaluations=0, resume=None)
     trainer = make_trainer(cfg, MemoryRun())
-    trainer.load_state_dict(Checkpoints(folder / "checkpoints").load())
+    state = Checkpoints(folder / "checkpoints").load()
+    with restoring(folder):
+        trainer.load_state_dict(state)
 
     def evaluator(policy) -> Callable[[], dict[str, float]]:
         env = make_env(cfg.task, num_envs=episodes, seed=SHUFFLES, device=cfg.device, max_steps=cfg.max_steps,

@@ -18,7 +18,7 @@ from suite.collector import make_collector
 from suite.config import as_plain, check_choice
 from suite.evaluate import Evaluator
 from suite.losses import Loss, Returns
-from suite.run import MemoryRun, Run
+from suite.run import MemoryRun, Run, restoring
 from suite.trainer import Trainer
 from suite.update import Update
 
@@ -81,7 +81,8 @@ def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str
               defaults=as_plain(type(cfg)()), no_resume=no_resume(cfg))
     trainer = make_trainer(cfg, run)
     if run.state is not None:
-        trainer.load_state_dict(run.state)
+        with restoring(run.path):
+            trainer.load_state_dict(run.state)
     with run:
         trainer.train()
         run.conclude(trainer, video=cfg.video, module=module, swap=swap(cfg))

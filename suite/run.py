@@ -17,7 +17,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torchrl.record.loggers.common import Logger
 from tqdm import tqdm
 
 from suite import distributed
-from suite.checkpoint import Checkpoints
+from suite.checkpoint import CheckpointError, Checkpoints
 
 LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -221,6 +222,17 @@ def stored_run(path: str | Path) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f"{path} is not a run folder: it has no config.json")
     return json.loads(file.read_text())
+
+
+@contextmanager
+def restoring(path: str | Path) -> Iterator[None]:
+    """Around the use of what a run folder saved: CheckpointError where it does not fit what is built today."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError) as error:
+        saved, reason = stored_run(path)["commit"], " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint of {path} does not fit: it was saved at commit {saved}, this is "
+                              f"{commit()}, where the same config has other parts ({reason[:300]})") from error
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +86,17 @@ def test_a_run_that_never_saved_is_refused(runs, tmp_path):
 
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         crossplay((runs[0], trained(tmp_path / "empty", train=False)))
+
+
+def test_a_run_of_another_version_is_refused_by_its_commit(runs, tmp_path):
+    from suite.checkpoint import CheckpointError
+
+    folder = Path(shutil.copytree(runs[0], tmp_path / "old"))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(json.dumps(json.loads(text) | {
+        "config": json.loads(text)["config"] | {"actor_cells": [7]}, "commit": "abc1234"}))
+    with pytest.raises(CheckpointError, match=r"old does not fit: it was saved at commit abc1234, .* size mismatch"):
+        crossplay((runs[0], str(folder)))
 
 
 def test_names_are_what_differs():

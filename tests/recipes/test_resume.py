@@ -1,5 +1,6 @@
 """N + M iterations equal N, stop or kill, resume, M: to the last bit, in every metric and in all that is saved."""
 
+import json
 import os
 import signal
 import subprocess
@@ -141,6 +142,18 @@ def test_the_comparison_sees_one_bit(tmp_path, monkeypatch):
     a = {"x": [torch.tensor([1.0]), 3]}
     assert differences(a, {"x": [torch.nextafter(torch.tensor([1.0]), torch.tensor([2.0])), 3]}) == ["/x/0"]
     assert differences(a, {"x": [torch.tensor([1.0]), 4]}) == ["/x/1"] and differences(a, a) == []
+
+
+def test_a_run_of_another_version_is_refused_by_its_commit(tmp_path, monkeypatch, capsys):
+    """As if what this config builds had changed since: the file says so, and both configs agree."""
+    main(*SMALL, *RUNS["mappo"], "--frames", str(FRAMES), "--run-dir", str(tmp_path / "r"), monkeypatch=monkeypatch)
+    record = json.loads((tmp_path / "r" / "config.json").read_text())
+    record["config"]["actor_cells"], record["commit"] = [7], "abc1234"
+    (tmp_path / "r" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        main("--resume", str(tmp_path / "r"), monkeypatch=monkeypatch)
+    said = capsys.readouterr().err
+    assert "does not fit: it was saved at commit abc1234, this is" in said and "size mismatch" in said
 
 
 def test_resuming_a_finished_run_changes_nothing_but_its_record(tmp_path, monkeypatch, capsys):
