@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ FAMILIES = {
     "warehouse": "envs.warehouse:make_warehouse",
     "hybrid": "envs.hybrid:make_hybrid",
 }
+
+SAID_OTHERWISE = ("name", "num_envs", "device", "seed", "max_steps", "truncate", "options")  # than as an option
 
 
 def make_env(task: str, *, num_envs: int, device: torch.device | str = "cpu", seed: int = 0,
@@ -58,6 +61,16 @@ def resolve_device(device: torch.device | str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but no CUDA device is present; use 'cpu'")
     return device
+
+
+def check_options(task: str, options: Iterable[str], allowed: Iterable[str],
+                  make: Callable[..., BatchedEnv] | None = None) -> None:
+    """ValueError for an option that ``task`` does not have, naming those of its rules and those that ``make`` has."""
+    own = [] if make is None else [name for name in signature(make).parameters if name not in SAID_OTHERWISE]
+    known = [*own, *allowed]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{task} has no option {option!r}; it has {known}" + suggestion(option, known))
 
 
 def suggestion(word: str, words) -> str:

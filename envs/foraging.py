@@ -31,7 +31,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -229,9 +229,7 @@ def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed:
         raise ValueError(f"unknown foraging task {name!r}: write '[sight]s-[rows]x[columns]-[players]p-[foods]f', with "
                          "'-coop' and '-v3' after it if wanted, or '-coop-v2'; 'Foraging-' before it needs a version; "
                          f"for example {KNOWN}" + suggestion(name, KNOWN))
-    for option in options:
-        if option not in OPTIONS:
-            raise ValueError(f"foraging has no option {option!r}; it has {OPTIONS}" + suggestion(option, OPTIONS))
+    check_options("foraging", options, OPTIONS, make_foraging)
     rows, cols, players, foods = map(int, sizes)
     given = {"sight": max(rows, cols) if sight is None else int(sight), "force_coop": coop is not None,
              "min_player_level": 1, "max_player_level": 2 if version == "3" else 3, "min_food_level": 1,

@@ -23,7 +23,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 from torchrl.data import Binary
 
-from envs import suggestion
+from envs import check_options, suggestion
 from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
 
 ALIVE = (GROUP, "mask")
@@ -358,7 +358,7 @@ def make_gymnasium(name: str, *, num_envs: int, device: torch.device | str, seed
         ValueError: unknown name or option, or a space that is not supported. ImportError: a package is missing.
     """
     spec = _spec(name)
-    check_options(f"gymnasium/{name}", _constructor(spec), options)
+    check_arguments(f"gymnasium/{name}", _constructor(spec), options)
     return ReplayEnv(partial(_make_row, spec, max_steps, options), num_envs=num_envs, device=device, seed=seed,
                      max_steps=max_steps or spec.max_episode_steps, truncate=truncate, parallel=parallel)
 
@@ -389,12 +389,10 @@ def _make_row(spec: EnvSpec, max_steps: int | None, options: dict[str, Any], ren
     return SingleAgent(env)
 
 
-def check_options(task: str, constructor: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raise ValueError, naming the constructor's options, for one it does not take; ``**kwargs`` takes any."""
+def check_arguments(task: str, constructor: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raise ValueError, naming the constructor's arguments, for one it does not take; ``**kwargs`` takes any."""
     parameters = signature(constructor).parameters.values()
     allowed = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
-    allowed = [name for name in allowed if name != "render_mode"]  # ours: frames come from `render_frame`
     open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-    for option in options:
-        if option == "render_mode" or (option not in allowed and not open_ended):
-            raise ValueError(f"{task} has no option {option!r}; it has {allowed}" + suggestion(option, allowed))
+    own = [name for name in options if name == "render_mode" or not open_ended]  # ours: frames are `render_frame`'s
+    check_options(task, own, [name for name in allowed if name != "render_mode"])

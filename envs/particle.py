@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import suggestion
+from envs import check_options, suggestion
 from envs.base import ACTION, HIDDEN_VARIABLES, OBSERVATION, BatchedEnv, Tensors, check_sizes
 from envs.compiling import backend_of, one_graph
 from envs.particle_drawing import draw_particles
@@ -165,14 +165,11 @@ def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed:
                          + suggestion(str(dialect), dialects))
     cls = dialects[dialect]
     n_agents = _agents(name, number, cls)
-    allowed = [option for option in signature(cls).parameters if option not in COMMON]
-    for option in options:
-        if option == "n_agents":
-            raise ValueError(f"particle tasks take the number of agents in the name: 'particle/{base}-"
-                             f"{options[option]}'")
-        if option not in allowed:
-            raise ValueError(f"particle/{base} in dialect {dialect!r} has no option {option!r}; it has {allowed}"
-                             + suggestion(option, allowed))
+    if "n_agents" in options:
+        raise ValueError(f"particle tasks take the number of agents in the name: 'particle/{base}-"
+                         f"{options['n_agents']}'")
+    check_options(f"particle/{base} in dialect {dialect!r}", options,
+                  [option for option in signature(cls).parameters if option not in COMMON], make_particle)
     is_continuous = cls.offers[0] if continuous_actions is None else continuous_actions
     if is_continuous not in cls.offers:
         raise ValueError(f"particle/{base} in dialect {dialect!r} has no continuous_actions={is_continuous!r}; "

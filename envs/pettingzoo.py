@@ -25,7 +25,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
 from envs import suggestion
-from envs.gymnasium import AgentSpaces, JointEnv, ReplayEnv, box, check_options
+from envs.gymnasium import AgentSpaces, JointEnv, ReplayEnv, box, check_arguments
 
 
 class ParallelAgents(JointEnv):
@@ -151,7 +151,7 @@ def make_pettingzoo(name: str, *, num_envs: int, device: torch.device | str, see
     task, module = f"pettingzoo/{name}", _load(name)
     if "parallel_env" not in vars(module):
         raise ValueError(f"{task} is turn-based (it has no parallel_env); only simultaneous moves are supported")
-    check_options(task, module.raw_env, options)
+    check_arguments(task, module.raw_env, options)
     options, horizon = _limit(task, module.raw_env, options, max_steps)
     if alive_mask is None:
         alive_mask = not module.__name__.startswith("mpe2.")

@@ -43,7 +43,7 @@ from torchrl.data import Binary, TensorSpec, Unbounded
 from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
-from envs import suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -352,10 +352,7 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
     if groups not in ("padded", "native"):
         raise ValueError(f"groups must be 'padded' or 'native', got {groups!r}")
     scenario = _scenario(name)
-    allowed = scenario_options(scenario)
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f"vmas/{name} has no option {option!r}; it has {allowed}" + suggestion(option, allowed))
+    check_options(f"vmas/{name}", options, scenario_options(scenario), make_vmas)
     base = name.removesuffix("_pe")
     horizon = max_steps or HORIZONS.get(base, 25 if base in vmas.mpe_scenarios else 100)
     try:

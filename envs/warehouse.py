@@ -33,7 +33,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     HIDDEN_VARIABLES,
@@ -254,9 +254,7 @@ def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed
     if match is None:
         raise ValueError(f"unknown warehouse task {name!r}: write '[size]-[agents]ag', with '-easy' or '-hard' after "
                          f"it if wanted; for example {KNOWN}" + suggestion(name, KNOWN))
-    for option in options:
-        if option not in OPTIONS:
-            raise ValueError(f"warehouse has no option {option!r}; it has {OPTIONS}" + suggestion(option, OPTIONS))
+    check_options("warehouse", options, OPTIONS, make_warehouse)
     sight, size, height, agents, difficulty, requests, reward = match.groups()
     n_agents = int(agents)
     check_sizes(n_agents=n_agents)

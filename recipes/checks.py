@@ -90,7 +90,8 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
         raise ValueError("returns 'padded_nstep' needs --whole-episodes")
     if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:
         raise ValueError(
-            f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps)"
+            f"minibatch_size {cfg.minibatch_size} is larger than the batch of {batch} frames (num_envs * steps): give "
+            f"a smaller --minibatch-size"
         )
     if off_policy and (cfg.actor_recurrent_dim or cfg.critic_recurrent_dim):
         raise ValueError(
@@ -101,3 +102,10 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
                          f"{cfg.warmup}, {cfg.buffer_size}")
     if cfg.resume and (reason := no_resume(cfg)):
         raise ValueError(f"{cfg.resume} cannot be resumed: {reason}")
+
+
+def never_learns(cfg: Config) -> list[str]:
+    """A sentence of warning if an off-policy run ends before its first update."""
+    if ALGORITHMS[cfg.algorithm][0] == "on_policy" or cfg.frames >= cfg.warmup:
+        return []
+    return [f"{cfg.frames} frames are fewer than the warmup of {cfg.warmup}: no update will be made"]

@@ -16,7 +16,7 @@ import torch
 
 from envs import make_env
 from envs.whole_episodes import WholeEpisodes
-from recipes.checks import check_config, check_used, validate
+from recipes.checks import check_config, check_used, never_learns, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
@@ -73,8 +73,8 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
 
     aux = make_loss(cfg, specs)
     parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, env, specs, aux)
-    for remark in aux.plan(cfg.frames):
-        warnings.warn(f"loss {cfg.loss!r}: {remark}", stacklevel=2)
+    for remark in (*(f"loss {cfg.loss!r}: {remark}" for remark in aux.plan(cfg.frames)), *never_learns(cfg)):
+        warnings.warn(remark, stacklevel=2)
     weights = {"task": 1.0} | aux.reward_weights
     check_names("reward term", cfg.reward_weights, weights)
 

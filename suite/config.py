@@ -88,12 +88,15 @@ def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None
 def check_options(what: str, given: Mapping[str, Any], made: type) -> None:
     """ValueError for an option that ``made`` does not have, or whose value is of another kind than its default."""
     parameters = inspect.signature(made.__init__).parameters
-    check_names(f"option of {what}", given, [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY])
+    allowed = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if given and not allowed:
+        raise ValueError(f"{what} has no options, got {list(given)}")
+    check_names(f"option of {what}", given, allowed)
     for name, value in given.items():
         default = parameters[name].default
         kind, word = next(((kind, word) for kind, word in KINDS if isinstance(default, kind)), (None, ""))
-        allowed = (int, float) if kind is float else kind
-        if kind and (not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool)):
+        fits = (int, float) if kind is float else kind
+        if kind and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
             raise ValueError(f"{name} of {what} must be {word}, such as {default!r}, got {value!r}")
 
 
@@ -140,6 +143,8 @@ def as_flags(config: Any, default: Any, *, always: Iterable[str] = ()) -> list[s
 def from_plain(config: type[T], data: Mapping[str, Any]) -> T:
     """The config back from plain data; ValueError for a field that does not exist (any more)."""
     fields = {field.name: field for field in dataclasses.fields(config)}
+    if len(unknown := sorted(data.keys() - fields.keys())) > 1:
+        raise ValueError(f"a config with {unknown} is none of this recipe: name the recipe that wrote it")
     check_names("config field", data, fields)
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -39,7 +40,10 @@ FREE = ("frames", "evaluations", "eval_episodes", "eval_starts", "checkpoint_eve
 
 
 class Run:
-    """One training run on disk: checked when it is made, written to from ``with run:`` on.
+    """One training run on disk, written to from ``with run:`` on.
+
+    What is resumed is checked when it is made; whether the folder is free only then, so that whatever else is wrong
+    with a new run is said first.
 
     Args:
         path: the run folder; must not exist unless ``resume`` or ``overwrite``.
@@ -63,8 +67,8 @@ class Run:
                 raise ValueError(f"unknown logger {name!r}; choose from {sorted(LOGGERS)}")
         self.stored = stored_run(self.path) if resume else None
         self.state = self._resume() if resume else None
-        if not resume and self.first:
-            _check_free(self.path, overwrite)
+        self.finished = self._check_frames(self.state["frames"]) if self.state else False
+        self.overwrite = overwrite
         # a name given twice would write every row twice
         self.logger_names, self.loggers, self.quiet = tuple(dict.fromkeys(loggers)), [], quiet
         self.no_resume = no_resume
@@ -81,12 +85,21 @@ class Run:
         given = self.config | {"processes": distributed.world_size()}
         if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in given.items()
                            if key not in FREE and stored.get(key) != value]:
-            raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences))
+            start = launcher(stored["processes"])
+            how = "" if stored["processes"] == given["processes"] else f" (it was started by {start} -m <recipe>)"
+            raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences) + how)
         if not distributed.any_process(bool(self.checkpoints.paths())):
             return None  # stopped before its first checkpoint: it begins again
         if distributed.world_size() == 1:
             return self.checkpoints.load()
         return self.checkpoints.load(distributed.largest_common(set(self.checkpoints.whole())))
+
+    def _check_frames(self, done: int) -> bool:
+        """Whether all frames wanted are done; ValueError if they are fewer than those done and those wanted before."""
+        wanted = self.config.get("frames", math.inf)
+        if wanted < min(done, self.stored["config"].get("frames", math.inf)):
+            raise ValueError(f"{self.path} has {done:,} frames already: --frames {wanted} would not train it")
+        return wanted <= done
 
     def _write_config(self) -> None:
         now = {"versions": versions(), "commit": commit(), "command": " ".join(sys.argv)}
@@ -111,7 +124,7 @@ class Run:
                 logger.log_scalar(name, value, step=frames)
         if "eval/return_greedy" in row:
             self.evaluations.append((frames, row["eval/return_greedy"]))
-        names = {"episode/return": "return", "eval/return": "eval", "eval/success": "success"}
+        names = {"episode/return": "return", "eval/return_greedy": "greedy", "eval/success": "success"}
         self.shown |= {short: row[name] for name, short in names.items() if name in row}
         text = {short: f"{value:.2f}" for short, value in self.shown.items()}
         if "time/update" in row:
@@ -135,13 +148,10 @@ class Run:
         self.bar.close()
         if not self.first:
             return
-        lines = []
-        if self.evaluations:
-            (_, before), (frames, after) = self.evaluations[0], self.evaluations[-1]
-            reached = f", success {self.shown['success']:.0%}" if "success" in self.shown else ""
-            lines.append(f"return   {before:.3f} -> {after:.3f}{reached} after {frames:,} frames (greedy, fresh "
-                         f"episodes)")
         stopped = self._signal is not None  # not `stop_requested`: the other processes do not come here
+        lines = [f"stopped  after {trainer.frames:,} of {self.bar.total:,} frames"] if stopped else []
+        if self.evaluations:
+            lines.append(self._returns())
         if video and trainer.evaluate is not None and not stopped:
             try:
                 lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
@@ -152,16 +162,26 @@ class Run:
 
             lines.append(f"figure   {draw_run(self.path)}")
         more = "" if stopped else f" --frames {2 * self.config.get('frames', trainer.frames)}"
-        resume = f"python -m {module} --resume {self.path}{more}"
+        start = f"{launcher(distributed.world_size())} -m {module}"
+        resume = f"{start} --resume {self.path}{more}"
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
                   f"resume   {resume if self.no_resume is None else f'not possible: {self.no_resume}'}",
-                  f"swap     python -m {module} {swap}"]
+                  f"swap     {start} {swap}"]
         print("\n".join(lines))
+
+    def _returns(self) -> str:
+        """The first and the last evaluation, in a line."""
+        (first, before), (frames, after) = self.evaluations[0], self.evaluations[-1]
+        reached = f", success {self.shown['success']:.0%}" if "success" in self.shown else ""
+        change = f"{after:.3f}" if frames == first else f"{before:.3f} -> {after:.3f}"
+        return f"return   {change}{reached} after {frames:,} frames (greedy)"
 
     # ------------------------------------------------------------------ signals
 
     def __enter__(self) -> Run:
         if self.first:
+            if self.stored is None:
+                _check_free(self.path, self.overwrite)
             try:
                 if self.stored is None and self.path.exists():
                     shutil.rmtree(self.path)
@@ -174,6 +194,8 @@ class Run:
                 self.loggers = [_make_logger(name, self.path, purge) for name in self.logger_names]
             except OSError as error:
                 raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
+            if self.finished:
+                print(f"note: {self.path} has all its frames: --frames with more of them trains on", file=sys.stderr)
             if self.no_resume is not None:
                 print(f"note: this run cannot be resumed: {self.no_resume}", file=sys.stderr)
         self.bar = tqdm(total=self.config.get("frames"), unit="frame", unit_scale=True, dynamic_ncols=True,
@@ -233,6 +255,11 @@ def restoring(path: str | Path) -> Iterator[None]:
         saved, reason = stored_run(path)["commit"], " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint of {path} does not fit: it was saved at commit {saved}, this is "
                               f"{commit()}, where the same config has other parts ({reason[:300]})") from error
+
+
+def launcher(processes: int) -> str:
+    """The beginning of the command that starts that many processes."""
+    return "python" if processes == 1 else f"python -m torch.distributed.run --nproc_per_node {processes}"
 
 
 def versions() -> dict[str, str]:

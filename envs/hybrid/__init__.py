@@ -58,10 +58,3 @@ def make_hybrid(name: str, *, num_envs: int, device: torch.device | str, seed: i
     module, _, function = TASKS[name].partition(":")
     make: Callable[..., BatchedEnv] = getattr(import_module(module), function)
     return make(name, num_envs=num_envs, device=device, seed=seed, max_steps=max_steps, truncate=truncate, **options)
-
-
-def check_options(name: str, options: dict[str, Any], allowed: list[str]) -> None:
-    """Raise ValueError if the task was given options that it does not have; names those it has."""
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f"hybrid/{name} has no option {option!r}; it has {allowed}" + suggestion(option, allowed))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs import check_options
 from envs.compiling import backend_of
-from envs.hybrid import check_options
 from envs.hybrid.base import Step
 from envs.hybrid.moving import Driving, Mover, settle
 from envs.hybrid.point_mass import actuators, switches
@@ -40,7 +40,7 @@ def make_actuators(name: str, *, num_envs: int, device: torch.device | str, seed
     own parameters do not all come first. Other arguments and errors: see `envs.hybrid.moving.make_moving`; the limit of
     the rules is 25, and ``max_steps`` None takes 26.
     """
-    check_options(name, options, ["compile"])
+    check_options(f"hybrid/{name}", options, ["compile"])
     n = int(name.rpartition("-")[2])
     sets, device = switches(n), torch.device(device)
     rules = partial(jump, sets.to(device, torch.float32), actuators(n).t().to(device, torch.float32))

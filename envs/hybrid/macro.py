@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from envs import check_options
 from envs.base import Tensors
 from envs.compiling import backend_of, one_graph
-from envs.hybrid import check_options
 from envs.hybrid.base import HybridEnv
 
 ASK_EVERY = {"cpu": 4}  # sub-steps between two questions whether a row is still going; a device must be waited for: 16
@@ -165,7 +165,7 @@ def macro_options(name: str, options: dict[str, Any], **switches: bool) -> dict[
         ValueError: an option of hybrid/``name`` that is not known, or is not True or False.
     """
     known = [*switches, "compile"]
-    check_options(name, options, known)
+    check_options(f"hybrid/{name}", options, known)
     given = switches | options
     backend = backend_of(given.pop("compile", False))
     for option, value in given.items():

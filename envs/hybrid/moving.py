@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs import check_options
 from envs.compiling import backend_of
-from envs.hybrid import check_options
 from envs.hybrid.base import Step
 from envs.hybrid.point_drawing import draw_point
 from envs.hybrid.pure_rules import PureRules
@@ -189,5 +189,5 @@ def make_sliding(name: str, *, num_envs: int, device: torch.device | str, seed: 
 
 
 def _make(rules: Callable[..., Step], name: str, options: dict[str, Any], **common: Any) -> Driving:
-    check_options(name, options, ["compile"])
+    check_options(f"hybrid/{name}", options, ["compile"])
     return Driving(partial(scaled, rules), LIMIT, param_sizes=(1, 1, 0), **common)

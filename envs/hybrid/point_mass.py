@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs import check_options
 from envs.compiling import backend_of
-from envs.hybrid import check_options
 from envs.hybrid.base import Step
 from envs.hybrid.point_drawing import draw_point
 from envs.hybrid.pure_rules import PureRules
@@ -157,7 +157,7 @@ def make_catch_point(name: str, *, num_envs: int, device: torch.device | str, se
     Raises:
         ValueError: an option that is not among these, or an unknown backend.
     """
-    check_options(name, options, ["compile"])
+    check_options(f"hybrid/{name}", options, ["compile"])
     return PointMass(None, num_envs=num_envs, seed=seed, device=device, max_steps=max_steps or CATCH_LIMIT,
                      truncate=truncate, backend=backend_of(compile))
 
@@ -169,7 +169,7 @@ def make_hard_move(name: str, *, num_envs: int, device: torch.device | str, seed
     Sets repeat each other: of 16, 64, 256 and 1024 there are 9, 19, 81 and 211 motions, and strength may be negative.
     Other arguments and errors: see `make_catch_point`.
     """
-    check_options(name, options, ["compile"])
+    check_options(f"hybrid/{name}", options, ["compile"])
     return PointMass(hard_motions(int(name.rpartition("-")[2])), num_envs=num_envs, seed=seed, device=device,
                      max_steps=max_steps or MOVE_LIMIT, truncate=truncate, backend=backend_of(compile))
 
@@ -180,6 +180,6 @@ def make_simple_move(name: str, *, num_envs: int, device: torch.device | str, se
 
     Other arguments and errors: see `make_catch_point`.
     """
-    check_options(name, options, ["compile"])
+    check_options(f"hybrid/{name}", options, ["compile"])
     return PointMass(simple_motions(), num_envs=num_envs, seed=seed, device=device,
                      max_steps=max_steps or MOVE_LIMIT, truncate=truncate, backend=backend_of(compile))

@@ -83,6 +83,7 @@ def test_bad_names(name, message):
 @pytest.mark.parametrize(("options", "message"), [
     ({"sight": 0}, "sight must be a positive integer, got 0"), ({"sight": -2}, "got -2"), ({"sight": 1.5}, "got 1.5"),
     ({"site": 2}, r"no option 'site'.*did you mean 'sight'"),
+    ({"with_hiden": True}, r"it has .*'with_visible', .*'sight'.*did you mean 'with_hidden'"),
     ({"max_player_level": 0}, "max_player_level must be a positive integer, or 3 of them, got 0"),
     ({"min_player_level": 4}, "min_player_level must be at most max_player_level, got 4 and 3"),
     ({"max_player_level": [1, 2]}, r"or 3 of them, got \[1, 2\]"), ({"max_player_level": None}, "got None"),

@@ -62,7 +62,7 @@ def test_kinds_of_actions():
     ("spread-3", {"dialect": "vams"}, r"no dialect 'vams'; it has \['smpe', 'mpe2', 'vmas'\]; did you mean 'vmas'"),
     ("navigation-3", {"dialect": "smpe"}, r"no dialect 'smpe'; it has \['vmas'\]"),
     ("spread-3", {"n_agents": 5}, "in the name: 'particle/spread-5'"),
-    ("spread-3", {"local_ratio": 0.5}, r"dialect 'smpe' has no option 'local_ratio'; it has \[\]"),
+    ("spread-3", {"local_ratio": 0.5}, r"dialect 'smpe' has no option 'local_ratio'; it has \['dialect', "),
     ("spread-3", {"dialect": "mpe2", "local_ratio": 1.5}, r"in \[0, 1\], got 1.5"),
     ("spread-3", {"continuous_actions": True}, r"no continuous_actions=True; it has \[False\]"),
     ("navigation-3", {"lidar_rang": 0.5}, "did you mean 'lidar_range'"),

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from recipes.checks import OFF_POLICY, ON_POLICY, UNREAD, check_config, check_used, validate
+from recipes.checks import OFF_POLICY, ON_POLICY, UNREAD, check_config, check_used, never_learns, validate
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, overrides
 from suite.specs import ALIVE, CONTROLLED
@@ -30,6 +30,13 @@ def composition(algorithm):
 def other(default, name):
     """Another valid value of a field."""
     return not default.centralized if name == "centralized" else OTHER[name]
+
+
+def test_a_run_that_ends_in_its_warmup_is_told_so():
+    [said] = never_learns(make("qmix", frames=4000))
+    assert "4000 frames are fewer than the warmup of" in said
+    warmup = make("qmix").warmup
+    assert not never_learns(make("qmix", frames=warmup)) and not never_learns(make("mappo", frames=1))
 
 
 # ---------------------------------------------------------------------- numbers and words

@@ -263,6 +263,11 @@ def test_unknown_fields_in_stored_data_are_refused():
         from_plain(Config, as_plain(Config()) | {"framse": 3})
 
 
+def test_a_config_of_another_recipe_is_not_answered_with_a_list_of_fields():
+    with pytest.raises(ValueError, match=r"a config with \['loose', 'tight'\] is none of this recipe"):
+        from_plain(Config, as_plain(Config()) | {"tight": 3, "loose": 4})
+
+
 def test_small_checks():
     check_choice("word", "a", ["a", "b"])
     with pytest.raises(ValueError, match=r"unknown word 'c'; choose from \['a', 'b'\]$"):

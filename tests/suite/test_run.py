@@ -48,8 +48,9 @@ def test_nothing_is_written_before_the_run_begins(tmp_path):
 
 def test_an_existing_folder_is_refused_with_the_two_ways_on(tmp_path):
     finished(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path} exists: .*--resume {tmp_path}.*--overwrite"):
-        Run(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=rf"{tmp_path} exists: .*--resume {tmp_path}.*--overwrite"), Run(
+            tmp_path, CONFIG):
+        pass
 
 
 def test_an_empty_folder_is_taken(tmp_path):
@@ -66,11 +67,12 @@ def test_overwrite_replaces_the_run(tmp_path):
 
 def test_overwrite_never_deletes_what_is_no_run(tmp_path):
     (tmp_path / "thesis.txt").write_text("three years")
-    with pytest.raises(ValueError, match=r"is not a run folder.*--overwrite does not delete it"):
-        Run(tmp_path, CONFIG, overwrite=True)
+    with pytest.raises(ValueError, match=r"is not a run folder.*--overwrite does not delete it"), Run(tmp_path, CONFIG,
+                                                                                                 overwrite=True):
+        pass
     assert (tmp_path / "thesis.txt").read_text() == "three years"
-    with pytest.raises(ValueError, match="is a file"):
-        Run(tmp_path / "thesis.txt", CONFIG, overwrite=True)
+    with pytest.raises(ValueError, match="is a file"), Run(tmp_path / "thesis.txt", CONFIG, overwrite=True):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
@@ -138,6 +140,38 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     message = str(caught.value)
     assert "cannot resume" in message and "lr: 0.1 -> 0.2" in message and "options: {'a': 1} -> {'a': 2}" in message
     assert "frames" not in message and "task" not in message
+
+
+def test_a_run_is_not_cut_below_what_it_has_and_a_finished_one_says_so(tmp_path, capsys):
+    finished(tmp_path)
+    with pytest.raises(ValueError, match=r"has 100 frames already: --frames 99 would not train it"):
+        Run(tmp_path, CONFIG | {"frames": 99}, resume=True)
+    for frames, finished_already in ((100, True), (150, False), (120, False)):  # the last is cut, but not below 100
+        with Run(tmp_path, CONFIG | {"frames": frames}, resume=True, quiet=True):
+            assert ("has all its frames" in capsys.readouterr().err) == finished_already
+
+
+def test_runs_of_several_processes_are_resumed_by_as_many(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("suite.distributed.world_size", lambda: 2)
+    run = finished(tmp_path / "r")
+    run.conclude(Trained(), video=False, module="recipes.x", swap="--loss y")
+    said, start = capsys.readouterr().out, "python -m torch.distributed.run --nproc_per_node 2 -m recipes.x"
+    assert f"resume   {start} --resume {tmp_path}/r" in said and f"swap     {start} --loss y" in said
+    monkeypatch.setattr("suite.distributed.world_size", lambda: 1)
+    with pytest.raises(ValueError, match=r"processes: 2 -> 1 \(it was started by python -m .* --nproc_per_node 2 -m"):
+        Run(tmp_path / "r", CONFIG, resume=True)
+
+
+def test_an_interrupted_run_says_how_far_it_came(tmp_path, capsys):
+    with Run(tmp_path / "r", CONFIG, quiet=True) as run:
+        run.expect(100)
+        run.log({"eval/return_greedy": 1.5}, frames=0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    trained = Trained()
+    trained.frames = 60
+    run.conclude(trained, video=True, module="recipes.x", swap="")
+    assert capsys.readouterr().out.splitlines()[:2] == ["stopped  after 60 of 100 frames",
+                                                        "return   1.500 after 0 frames (greedy)"]
 
 
 def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
@@ -248,7 +282,7 @@ def test_conclude_prints_returns_folder_and_commands(tmp_path, capsys):
     run.conclude(Trained(Drawing()), video=True, module="recipes.x", swap="--loss y")
     lines = capsys.readouterr().out.splitlines()
     folder = tmp_path / "r"
-    assert lines == ["return   0.000 -> 2.000 after 100 frames (greedy, fresh episodes)",
+    assert lines == ["return   0.000 -> 2.000 after 100 frames (greedy)",
                      f"video    {folder}/videos/100.gif", f"run      {folder}",
                      f"watch    tensorboard --logdir {folder}",
                      f"resume   python -m recipes.x --resume {folder} --frames 200",
@@ -263,8 +297,9 @@ def test_a_run_that_cannot_be_resumed_says_so_before_and_after_and_is_not(tmp_pa
     assert "resume   not possible: it keeps nothing\n" in printed and "--resume" not in printed
     with pytest.raises(ValueError, match="r cannot be resumed: it keeps nothing"):
         Run(tmp_path / "r", CONFIG, resume=True)
-    with pytest.raises(ValueError, match=r"exists: it cannot be resumed \(it keeps nothing\); replace it with --over"):
-        Run(tmp_path / "r", CONFIG)
+    said = r"exists: it cannot be resumed \(it keeps nothing\); replace it with --over"
+    with pytest.raises(ValueError, match=said), Run(tmp_path / "r", CONFIG):
+        pass
 
 
 def test_a_task_that_cannot_be_drawn_does_not_spoil_the_end(tmp_path, capsys):
@@ -366,4 +401,4 @@ def test_conclude_prints_success_where_the_task_has_it(tmp_path, capsys):
     run.log({"eval/return_greedy": 3.0, "eval/success": 0.25}, frames=120)
     run.conclude(Trained(Drawing()), video=False, module="recipes.x", swap="--loss y")
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == "return   0.000 -> 3.000, success 25% after 120 frames (greedy, fresh episodes)"
+    assert first == "return   0.000 -> 3.000, success 25% after 120 frames (greedy)"

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
-from envs import make_env
+from envs import check_options, make_env
 from envs.base import CHOICE, OBSERVATION, PARAMS, REWARD
-from envs.hybrid import check_options
 from envs.hybrid.base import HybridEnv, Step
 
 torch.set_num_threads(1)
@@ -136,9 +135,9 @@ def test_seeds():
 
 
 def test_options_that_do_not_exist_are_named():
-    check_options("adding", {"speed": 1}, ["speed"])
+    check_options("hybrid/adding", {"speed": 1}, ["speed"])
     with pytest.raises(ValueError, match=r"hybrid/adding has no option 'sped'; it has \['speed'\]; did you mean 'spee"):
-        check_options("adding", {"sped": 1}, ["speed"])
+        check_options("hybrid/adding", {"sped": 1}, ["speed"])
 
 
 def test_one_row_of_a_state():
