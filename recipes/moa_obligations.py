@@ -8,7 +8,7 @@ from suite.proofs import Obligation
 
 _JUMPS = ("a ratio of mean squared errors belongs to rare jumps that nothing an agent sees predicts, which hold 92 % "
           "(82 %) of the error in 1 % of the steps: collisions in simple_spread, food eaten by others in dispersion. "
-          "Feature by feature, the scale of the specification's table 5.3, the same predictions pass (below).")
+          "Feature by feature, the scale of the specification's table 5.3, the same predictions pass (above).")
 _COPY = ("the error of the baseline, copying the last observation, grows faster with k than the model's, so the skill "
          "grows too under smooth random actions. The expectation is wrong, not the model.")
 _JOINT = ("others' actions move what is seen of them by little within one step, and through collisions; the squared "
@@ -18,7 +18,7 @@ _EARLY = ("the first evaluations on give_way, after 26 to 51 thousand frames, co
           "-1.6). From the fifth on it is 0.6 to 1.2.")
 _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear "
           "probe of z predicts the goal better than one of all inputs, and an MLP that reads z better than one that "
-          "reads the inputs (below): z loses nothing, it does not hold everything linearly.")
+          "reads the inputs (above): z loses nothing, it does not hold everything linearly.")
 _LEVEL = ("a leader that learns shows its goal only once it has learned to go there, and by then what everybody does "
           "suffices: after two million frames MAPPO, MAPPO-inputs and MOA are within three points of each other; the "
           "oracle reaches 41 to 46 on raw inputs (table moa_raw).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from recipes.table import Table
 
@@ -40,10 +41,11 @@ _FRAMES_RAW = {"vmas/hidden_leader": 1_000_000, "vmas/simple_speaker_listener_pe
 _MODES = {task: "sampled" if task.startswith("foraging/") else "greedy" for task in _MOA}
 _GREEDY = "Return is the mean over agents, greedy actions, 200 fresh episodes."
 _FEWER = "Return is the mean over agents, greedy actions, 32 fresh episodes."
-_ROWS = ("MAPPO-inputs reads what the models read, MAPPO-matched acts with about as many parameters (0.9 to 1.2 "
-         "times), MOA-plain-x leaves the world model's residual out of its features, MOA-memory gives the model of "
-         "the others and the student a GRU, MOA-shuffled reads another environment's latent, Oracle the hidden "
-         "variables.")
+_ROWS = {"MAPPO-inputs": "reads what the models read",
+         "MAPPO-matched": "acts with about as many parameters (0.9 to 1.2 times)",
+         "MOA-plain-x": "leaves the world model's residual out of its features",
+         "MOA-memory": "gives the model of the others and the student a GRU",
+         "MOA-shuffled": "reads another environment's latent", "Oracle": "reads the hidden variables"}
 _FORAGING = ("In foraging actions are sampled: greedy agents stand in each other's way for ever. An agent's share of "
              "all food is 0.5 there.")
 _SMALL = "Networks of actor and critic have two layers of 128."
@@ -56,7 +58,12 @@ _WITHOUT = {"teacher": "use_teacher=False", "CVAE": "actor_inputs=obs+moa", "oth
             "world": "x_parts=obs+moa"}
 
 
-def _some(rows: dict[str, list[str]], *left_out: str) -> dict[str, list[str]]:
+def _said(*left_out: str) -> str:
+    """What the rows of a table are, but for those that it does not have."""
+    return ", ".join(f"{name} {what}" for name, what in _some(_ROWS, *left_out).items()) + "."
+
+
+def _some(rows: dict[str, Any], *left_out: str) -> dict[str, Any]:
     return {name: row for name, row in rows.items() if name not in left_out}
 
 
@@ -64,13 +71,13 @@ MOA_TABLES = {
     "moa": Table(
         title="Models of other agents, against the controls that could explain them away",
         recipe="recipes.cooperative", rows=_moa(), tasks=_MOA, only=_ONLY, frames=2_000_000, mode=_MODES,
-        notes=[_GREEDY, _FORAGING, _ROWS]),
+        notes=[_GREEDY, _FORAGING, _said()]),
     "moa_small": Table(
         title="Models of other agents and their controls, as far as two cores go",
         recipe="recipes.cooperative", rows=_ROWS_SMALL, tasks={task: _MOA[task] for task in _FRAMES}, only=_ONLY,
         frames=_FRAMES, mode={task: _MODES[task] for task in _FRAMES},
-        notes=[_GREEDY, _FORAGING, _ROWS, _SMALL, "MAPPO-inputs of commit 2f690b4 read minus mean over deviation, not "
-               "zero, as the observation before an episode's first step."]),
+        notes=[_GREEDY, _FORAGING, _said(), _SMALL, "MAPPO-inputs of commit 2f690b4 read minus mean over deviation, "
+               "not zero, as the observation before an episode's first step."]),
     "moa_ablations": Table(
         title="What each part of the models of other agents contributes",
         recipe="recipes.cooperative",
@@ -79,21 +86,24 @@ MOA_TABLES = {
               **{name: _ROWS_SMALL[name] for name in ("MOA-shuffled", "MAPPO", "MAPPO-inputs", "MAPPO-matched",
                                                       "Oracle")}},
         tasks={_LEADER: _MOA[_LEADER]}, frames=2_000_000,
-        notes=[_GREEDY, _ROWS, _SMALL, "without-teacher aligns the student to N(0, 1); without-CVAE gives the actor "
-               "the predicted actions in place of a latent; without-others and without-world leave what these models "
-               "say out of the student's features."]),
+        notes=[_GREEDY, _said("MOA-plain-x", "MOA-memory"), _SMALL,
+               "without-teacher aligns the student to N(0, 1); without-CVAE gives the actor the predicted actions in "
+               "place of a latent; without-others and without-world leave what these models say out of the student's "
+               "features."]),
     "moa_partners": Table(
         title="Models of other agents among scripted partners",
         recipe="recipes.cooperative", rows=_some(_ROWS_SMALL, "MOA-influence", "MOA-memory", "SMPE2"),
         tasks={_LEADER: [*_MOA[_LEADER], "partner_types=True"]}, frames=500_000,
-        notes=[_GREEDY, _ROWS, _SMALL, "The leader of every episode is a script, one of ten ways to walk to its goal, "
-               "so that there is something to infer from the first frame on (the protocol of LIAM, Papoudakis et al. "
-               "2021); followers learn, what the script does is no sample of the policy's."]),
+        notes=[_GREEDY, _said("MOA-memory"), _SMALL,
+               "The leader of every episode is a script, one of ten ways to walk to its goal, so that there is something "
+               "to infer from the first frame on (the protocol of LIAM, Papoudakis et al. 2021); followers learn, what "
+               "the script does is no sample of the policy's."]),
     "moa_raw": Table(
         title="Models of other agents on observations as they are",
         recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-memory"),
         tasks={task: _MOA[task] for task in _FRAMES_RAW}, only=_ONLY, frames=_FRAMES_RAW,
-        mode={task: _MODES[task] for task in _FRAMES_RAW}, notes=[_OLD, _FEWER, _FORAGING, _ROWS, _SMALL]),
+        mode={task: _MODES[task] for task in _FRAMES_RAW},
+        notes=[_OLD, _FEWER, _FORAGING, _said("MOA-memory"), _SMALL]),
     "moa_raw_long": Table(
         title="Models of other agents on observations as they are, trained until the curves flatten",
         recipe="recipes.cooperative", rows={name: _ROWS_RAW[name] for name in ("MAPPO", "MAPPO-inputs", "MOA")},

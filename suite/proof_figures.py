@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from suite.figures import COLOURS, INK, LINE, MUTED, SETTINGS, new_figure, save_png
-from suite.proofs import FAIL, NOT_RUN, PASS, Finding
+from suite.proofs import FAIL, NOT_RUN, ONE_SEED, PASS, Finding
 
-COLOUR = {PASS: COLOURS[2], FAIL: COLOURS[1], NOT_RUN: COLOURS[7]}
+COLOUR = {PASS: COLOURS[2], FAIL: COLOURS[1], ONE_SEED: COLOURS[7], NOT_RUN: COLOURS[7]}
 ROW, HEAD = 0.3, 0.75  # inches of a line, and of a panel's title and axis
 WIDTH = 11.5
 
@@ -60,9 +60,9 @@ def draw_claim(axes: Axes, claim: str, group: Sequence[Finding]) -> None:
         value, start, end = finding.estimate
         if start is not None:
             axes.plot([start, end], [y, y], color=colour, linewidth=2.4, solid_capstyle="round")
-        axes.plot(finding.values, [y] * len(finding.values), "o", color=colour, markersize=3.4, alpha=0.55,
+        axes.plot(finding.values, [y] * len(finding.values), "o", color=colour, markersize=3.2, alpha=0.45,
                   markeredgewidth=0)
-        axes.plot([value], [y], "D", color=colour, markersize=5.2, markeredgecolor="white", markeredgewidth=0.7)
+        axes.plot([value], [y], "D", color=colour, markersize=4.6, markeredgewidth=0)
     names = [_name(finding) for finding in reversed(group)]
     axes.set(yticks=range(len(group)), ylim=(-0.6, len(group) - 0.4), xlim=(low, high))
     axes.set_yticklabels(names, color=INK, fontsize=8)
@@ -106,6 +106,7 @@ def _legend(figure: Figure) -> None:
     marks = [Line2D([], [], color=COLOUR[verdict], marker="D", markersize=5, linewidth=2.4, label=verdict)
              for verdict in (PASS, FAIL)]
     marks += [Line2D([], [], color=MUTED, marker="o", markersize=3.4, linewidth=0, label="one seed"),
-              Patch(color=COLOUR[PASS], alpha=0.16, linewidth=0, label="meets the threshold")]
+              Patch(color=COLOUR[PASS], alpha=0.16, linewidth=0,
+                    label="meets the threshold (the mean must, or where the page says so the whole interval)")]
     figure.legend(handles=marks, loc="outside upper left", ncols=len(marks), frameon=False, labelcolor=INK,
                   fontsize=8.5, handlelength=1.8, columnspacing=1.6)

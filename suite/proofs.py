@@ -8,10 +8,11 @@ not met stays in the table.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from suite.page import mark
 from suite.report import Estimate, bootstrap
 
 Numbers = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-Verdict = Literal["pass", "FAIL", "not run"]
-PASS, FAIL, NOT_RUN = "pass", "FAIL", "not run"
+Verdict = Literal["pass", "FAIL", "one seed", "not run"]
+PASS, FAIL, ONE_SEED, NOT_RUN = "pass", "FAIL", "one seed", "not run"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def judge(obligation: Obligation, numbers: Numbers) -> Finding:
     if obligation.whole_interval:
         decisive = estimate.low if obligation.sense == ">" else estimate.high
         if decisive is None:  # a single run has no interval
-            return Finding(obligation, estimate, values, NOT_RUN)
+            return Finding(obligation, estimate, values, ONE_SEED)
     return Finding(obligation, estimate, values, PASS if obligation.meets(decisive) else FAIL)
 
 
@@ -100,7 +101,9 @@ def markdown(title: str, findings: Sequence[Finding], *, command: str, picture: 
 
     ``command`` is the one of an obligation, in which {experiment} is replaced.
     """
-    counts = ", ".join(f"{sum(f.verdict == verdict for f in findings)} {verdict}" for verdict in (PASS, FAIL, NOT_RUN))
+    verdicts = Counter(finding.verdict for finding in findings)
+    counts = ", ".join(f"{verdicts[verdict]} {'with ' * (verdict == ONE_SEED)}{verdict}"
+                       for verdict in get_args(Verdict) if verdicts[verdict] or verdict != ONE_SEED)
     lines = [f"# {title}", "", f"Written by `{command.split(' --only')[0]}` from `numbers.json`; do not edit.", "",
              f"{counts}. A figure is the mean over seeds with its 95 % bootstrap interval, which cannot leave the "
              "range of few seeds; it passes if the mean meets the threshold, or, where the threshold says so, the "
@@ -112,10 +115,14 @@ def markdown(title: str, findings: Sequence[Finding], *, command: str, picture: 
         cells = [mark(o.claim), mark(o.test), mark(o.label), measured_text(finding), threshold_text(o), verdict,
                  f"`{command.format(experiment=o.experiment)}`"]
         lines.append(f"| {' | '.join(cells)} |")
-    failed = dict.fromkeys(mark(f"{f.obligation.claim}: {f.obligation.note}") for f in findings
-                           if f.verdict == FAIL and f.obligation.note)
+    failed: dict[tuple[str, str], dict[str, None]] = {}  # claim and why: tests
+    for finding in findings:
+        if finding.verdict == FAIL and finding.obligation.note:
+            o = finding.obligation
+            failed.setdefault((o.claim, o.note), {})[o.test] = None
     if failed:
-        lines += ["", "## What fails, and why", "", *(f"- {text}" for text in failed)]
+        lines += ["", "## What fails, and why", "", *(f"- {mark(claim)} ({mark(', '.join(tests))}): {mark(note)}"
+                                                      for (claim, note), tests in failed.items())]
     if picture:
         lines += ["", f"![{mark(title)}]({picture})"]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,7 @@
 """Verdicts and their table, from numbers worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from suite.proofs import Obligation, judge, markdown, measured_text, read_numbers, threshold_text, write_numbers
@@ -26,7 +28,7 @@ def test_the_mean_over_seeds_is_held_against_the_bound(obligation, values, verdi
         assert found.estimate.low is None
 
 
-@pytest.mark.parametrize(("low", "verdict"), [(0.01, "pass"), (-0.01, "FAIL"), (None, "not run")])
+@pytest.mark.parametrize(("low", "verdict"), [(0.01, "pass"), (-0.01, "FAIL"), (None, "one seed")])
 def test_the_whole_interval_where_that_is_asked_for(low, verdict):
     numbers = {"r": {"difference": {"value": 0.2, "low": low, "high": None if low is None else 0.4}}}
     assert judge(WHOLE, numbers).verdict == verdict
@@ -46,8 +48,15 @@ def test_the_table_keeps_failures_and_says_why():
     assert "| It predicts | task | skill | 0.25 (1 seed) | \\> 0.5 | **FAIL** | `run --only e` |" in text
     assert "| It is close | task | gap | \u22120.005 [\u22120.012, 0.002] (2 seeds) | \\< 0.02 | pass |" in text
     assert "| \\> 0, whole interval | not run |" in text
-    assert "- It predicts: because." in text and "![Proofs](p.png)" in text
+    assert "- It predicts (task): because." in text and "![Proofs](p.png)" in text
     assert threshold_text(LESS) == "\\< 0.02"
+
+
+def test_a_reason_names_all_tests_that_it_is_of():
+    both = [replace(MORE, test=test, figure=f"{test}: skill") for test in ("one", "two")]
+    numbers = {"e": {"one: skill": {"1": 0.1}, "two: skill": {"1": 0.2}}, "r": {"difference": {"value": 0.2}}}
+    text = markdown("Proofs", [judge(o, numbers) for o in (*both, WHOLE)], command="c")
+    assert "- It predicts (one, two): because." in text and "0 pass, 2 FAIL, 1 with one seed, 0 not run" in text
 
 
 def test_no_failure_needs_no_explanation():
