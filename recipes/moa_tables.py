@@ -95,9 +95,9 @@ MOA_TABLES = {
         recipe="recipes.cooperative", rows=_some(_ROWS_SMALL, "MOA-influence", "MOA-memory", "SMPE2"),
         tasks={_LEADER: [*_MOA[_LEADER], "partner_types=True"]}, frames=500_000,
         notes=[_GREEDY, _said("MOA-memory"), _SMALL,
-               "The leader of every episode is a script, one of ten ways to walk to its goal, so that there is something "
-               "to infer from the first frame on (the protocol of LIAM, Papoudakis et al. 2021); followers learn, what "
-               "the script does is no sample of the policy's."]),
+               "The leader of every episode is a script, one of ten ways to walk to its goal, so that there is "
+               "something to infer from the first frame on (the protocol of LIAM, Papoudakis et al. 2021); followers "
+               "learn, what the script does is no sample of the policy's."]),
     "moa_raw": Table(
         title="Models of other agents on observations as they are",
         recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-memory"),

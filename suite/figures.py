@@ -154,9 +154,10 @@ def _draw_table(summary: Summary, styles: dict[str, Style]) -> Drawing:
         draw_panel(figure.add_subplot(), by_row, styles, labels[task])
         svgs[task] = svg(figure, f"Learning curves on {task}")
     profiles = {row: profile_curve(scores) for row, scores in summary.scores.items()}
-    if profiles:
+    profile = ""
+    if len(profiles) > 1:  # of one row there is nothing to compare
         paths.append(save_png(draw_profile(profiles, styles), table.folder / "profile.png"))
-    profile = svg(draw_profile(profiles, styles, legend=False), "Performance profile") if profiles else ""
+        profile = svg(draw_profile(profiles, styles, legend=False), "Performance profile")
     return Drawing(styles, svgs, profile, paths)
 
 
@@ -227,11 +228,11 @@ def tidy_axes(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, styles: Mapping[str, Style], width: float) -> None:
-    handles = [Line2D([], [], color=style.colour, linewidth=2.2) for style in styles.values()]
+    handles = [Line2D([], [], color=style.colour, linewidth=1.7) for style in styles.values()]
     for handle, style in zip(handles, styles.values(), strict=True):
         if style.dash:
             handle.set_dashes(style.dash)
-    inches = [0.075 * len(row) + 0.55 for row in styles]  # of a name at this size, with its line
+    inches = [0.075 * len(row) + 0.62 for row in styles]  # of a name at this size, with its line
     columns = len(styles) if sum(inches) <= width else max(1, int(width / max(inches)))
     figure.legend(handles, list(styles), loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK,
-                  fontsize=9, handlelength=1.8, columnspacing=1.6)
+                  fontsize=9, handlelength=2.3, columnspacing=1.6)  # two dashes of each kind

@@ -117,7 +117,7 @@ def markdown(summaries: Sequence[Summary], figures: bool = True) -> str:
             lines.append(f"| {' | '.join([page.mark(task or page.AGGREGATE), *cells])} |")
         lines += ["", *(f"- {label}: " + (f"`{text}`" if label == "Command" else page.mark(text))
                         for label, text in page.facts(summary))]
-        for name, there in (("curves", table.cells), ("profile", summary.scores)):
+        for name, there in (("curves", table.cells), ("profile", len(summary.scores) > 1)):
             if there and figures:
                 lines += ["", f"![{page.mark(table.info.title)}: {name}]({table.name}/{name}.png)"]
     return "\n".join(lines) + "\n"

@@ -33,6 +33,7 @@ from suite import distributed
 from suite.checkpoint import CheckpointError, Checkpoints
 
 LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
+DRAWN = ("probe", "policy", "moa", "codec")  # metrics of these families make a state.png
 LOGGERS = ("csv", "tensorboard", "wandb")
 # a resumed run may change these: they do not alter what an iteration computes
 FREE = ("frames", "evaluations", "eval_episodes", "eval_starts", "checkpoint_every", "keep_checkpoints", "loggers",
@@ -157,10 +158,11 @@ class Run:
                 lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
             except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
                 lines.append(f"video    none: {error}")
-        if any((self.path / "metrics" / "scalars" / name).exists() for name in ("probe", "codec")):
+        if any((self.path / "metrics" / "scalars" / name).exists() for name in DRAWN):
             from suite.state_figures import draw_run  # matplotlib takes a second to import
 
-            lines.append(f"figure   {draw_run(self.path)}")
+            if figure := draw_run(self.path):
+                lines.append(f"figure   {figure}")
         more = "" if stopped else f" --frames {2 * self.config.get('frames', trainer.frames)}"
         start = f"{launcher(distributed.world_size())} -m {module}"
         resume = f"{start} --resume {self.path}{more}"

@@ -113,9 +113,16 @@ def test_pictures_are_embedded_and_checked(results):
 
 
 def test_legend_of_the_profile_names_only_what_it_shows(results):
+    assert "<h3>Performance" not in render(results)  # y never ran t/b, and x alone has nothing beside it
+    for table in ("a", "b"):
+        info = json.loads((results / table / "table.json").read_text())
+        (results / table / "table.json").write_text(json.dumps(info | {"rows": ["x", "y", "z"]}))
+        for task in ("t/a", "t/b"):
+            append_rows(results, table, "z", task, [Evaluation(s, f, 1.0, 2.0 * f, 0.0, 1, 1.0, "c") for s in range(3)
+                                                    for f in (0, 10)])
     text = render(results)
     curves, profile = (text.split(f"<h3>{head}")[1].split("</ul>")[0] for head in ("Return over", "Performance"))
-    assert curves.count("<li>") == 2 and profile.count("<li>") == 1      # y never ran t/b
+    assert curves.count("<li>") == 3 and profile.count("<li>") == 2
 
 
 @pytest.mark.parametrize(("value", "scale", "text"), [

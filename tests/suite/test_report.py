@@ -156,6 +156,12 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     assert paths[0].read_text() == report.markdown([report.summarise(t) for t in results.read_results(tmp_path)])
 
 
+def test_a_single_row_has_no_profile(tmp_path):
+    write(tmp_path, {("x", "t/a"): [1, 2, 3], ("x", "t/b"): [1, 2, 4]})
+    assert [path.name for path in report.write_report(tmp_path)] == ["README.md", "index.html", "curves.png"]
+    assert "profile" not in (tmp_path / "README.md").read_text()
+
+
 def test_command_line(tmp_path, capsys):
     write(tmp_path, {("x", "t/a"): [1, 2]})
     report.main([str(tmp_path), "--tables", "a"])
