@@ -210,7 +210,8 @@ def _lines(axes: Axes, curves: Mapping[str, Curve], styles: Mapping[str, Style],
         for x, y in curve.tails:
             axes.plot(x / divisor, y, color=colour, linewidth=0.7, alpha=0.6)
         (line,) = axes.plot(curve.x / divisor, curve.centre, color=colour, linewidth=1.7, solid_capstyle="round",
-                            marker="o" if len(curve.x) == 1 else None, markersize=4)
+                            marker="o" if len(curve.x) == 1 else None, markersize=4,
+                            clip_on=len(curve.x) > 1)
         if dash:
             line.set_dashes(dash)
 
