@@ -27,7 +27,8 @@ TABLES = {
         frames=300_000,
         notes=["Default settings of the recipe for every cell; no number was tuned to a task.",
                "Return is the mean over agents of the undiscounted sum of rewards, greedy actions, 32 fresh episodes "
-               "of the final policy."]),
+               "of the final policy.", "On simple_spread agents see each other and all landmarks, so that a central "
+               "critic changes little: the curves of IPPO and MAPPO cover each other."]),
     # the paper's protocol; --rows, --tasks and --seeds choose a part of it
     "smpe": Table(
         title="State modelling (SMPE²), the paper's protocol",
