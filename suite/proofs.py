@@ -115,14 +115,16 @@ def markdown(title: str, findings: Sequence[Finding], *, command: str, picture: 
         cells = [mark(o.claim), mark(o.test), mark(o.label), measured_text(finding), threshold_text(o), verdict,
                  f"`{command.format(experiment=o.experiment)}`"]
         lines.append(f"| {' | '.join(cells)} |")
-    failed: dict[tuple[str, str], dict[str, None]] = {}  # claim and why: tests
+    failed: dict[str, dict[str, dict[str, None]]] = {}  # why: {claim: tests}
     for finding in findings:
         if finding.verdict == FAIL and finding.obligation.note:
             o = finding.obligation
-            failed.setdefault((o.claim, o.note), {})[o.test] = None
+            failed.setdefault(o.note, {}).setdefault(o.claim, {})[o.test] = None
     if failed:
-        lines += ["", "## What fails, and why", "", *(f"- {mark(claim)} ({mark(', '.join(tests))}): {mark(note)}"
-                                                      for (claim, note), tests in failed.items())]
+        lines += ["", "## What fails, and why", ""]
+    for note, claims in failed.items():
+        named = "; ".join(f"{mark(claim)} ({mark(', '.join(tests))})" for claim, tests in claims.items())
+        lines.append(f"- {named}: {mark(note)}")
     if picture:
         lines += ["", f"![{mark(title)}]({picture})"]
     return "\n".join(lines) + "\n"
