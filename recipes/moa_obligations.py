@@ -13,9 +13,9 @@ _COPY = ("the error of the baseline, copying the last observation, grows faster 
          "grows too under smooth random actions. The expectation is wrong, not the model.")
 _JOINT = ("others' actions move what is seen of them by little within one step, and through collisions; the squared "
           "error of the latter hides the former. Feature by feature the gain is there.")
-_EARLY = ("the first evaluation on give_way, after 26 thousand frames, comes when policies are almost uniform: marginal "
-          "and floor of the cross-entropy hardly differ, and a skill is a ratio of noise (-1.3, -2.8). From the fourth "
-          "on it is 0.4 and more. On navigation the first two are within 0.007 of 0.")
+_EARLY = ("the first evaluation on give_way, after 26 thousand frames, comes when policies are almost uniform: "
+          "marginal and floor of the cross-entropy hardly differ, and a skill is a ratio of noise (-1.3, -2.8). "
+          "From the fourth on it is 0.4 and more. On navigation the first two are within 0.007 of 0.")
 _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear "
           "probe of z predicts the goal better than one of all inputs, and an MLP that reads z better than one that "
           "reads the inputs (above): z loses nothing, it does not hold everything linearly.")
