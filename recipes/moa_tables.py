@@ -101,8 +101,8 @@ MOA_TABLES = {
                "The leader of every episode is a script, one of ten ways to walk to its goal, so that there is "
                "something to infer from the first frame on (the protocol of LIAM, Papoudakis et al. 2021); followers "
                "learn, what the script does is no sample of the policy's.",
-               "Three rows have more than three seeds, towards the ten of the specification: queued once the first three "
-               "were known, and ended by time."]),
+               "Three rows have more than three seeds, towards the ten of the specification: queued once the first "
+               "three were known, and ended by time."]),
     "moa_raw": Table(
         title="Models of other agents on observations as they are",
         recipe="recipes.cooperative", rows=_some(_ROWS_RAW, "MOA-memory"),
