@@ -144,7 +144,7 @@ def from_plain(config: type[T], data: Mapping[str, Any]) -> T:
     """The config back from plain data; ValueError for a field that does not exist (any more)."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     if len(unknown := sorted(data.keys() - fields.keys())) > 1:
-        raise ValueError(f"a config with {unknown} is none of this recipe: name the recipe that wrote it")
+        raise ValueError(f"this recipe has no config fields {unknown}: another recipe wrote them, or another version")
     check_names("config field", data, fields)
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 

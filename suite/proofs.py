@@ -1,8 +1,8 @@
 """Proof obligations: claims, each with a number, a bound and a verdict, as a Markdown table.
 
 Numbers are plain data, ``{experiment: {figure: {seed: value}}}``, or ``{"value", "low", "high"}`` in place of the seeds
-where a statistic over runs has an interval of its own. An obligation without its number has not been run; one that is
-not met stays in the table.
+where a statistic over runs has an interval of its own. An obligation without its number has not been run, one that asks
+for an interval is open with one seed, and one that is not met stays in the table.
 """
 
 from __future__ import annotations

@@ -145,9 +145,9 @@ def _check_parts(named: str) -> None:
 
 
 def _check_task(specs: Specs, options: dict[str, Any]) -> None:
-    asking = {name: options[name] for name in ("influence", "social_curiosity")}
-    asking["decentralised imagination"] = options["imagination"] == "decentralised"
-    if options["moa_inputs"] == "prev+obs" and (early := [name for name, asked in asking.items() if asked]):
+    ahead = {name: options[name] for name in ("influence", "social_curiosity")}
+    ahead["decentralised imagination"] = options["imagination"] == "decentralised"
+    if options["moa_inputs"] == "prev+obs" and (early := [name for name, asked in ahead.items() if asked]):
         raise ValueError(f"{early[0]} of loss 'moa' asks for the others' actions before the next observation is known: "
                          f"leave moa_inputs at 'prev'")
     if options["actor_inputs"] == "obs+hidden" and not specs.hidden_dim:
