@@ -2,9 +2,9 @@
 
 The reference settings are the CPU profile of the method's specification: MAPPO's (Yu et al. 2022) with 64 environments
 of 100 steps, networks of two layers of 256, standardised observations, values normalised and clipped, advantages
-standardised per minibatch; but gradients are clipped for each network, not for both together, and continuous actions
-have the entropy bonus of discrete ones (``--entropy-coef 0``). The controls have the same code, frames and numbers, and
-differ in one thing; without ``--loss`` they run with the loss they need.
+standardised per minibatch, one actor and critic per role; but gradients are clipped for each network, not for both
+together, and continuous actions have the entropy bonus of discrete ones (``--entropy-coef 0``). The controls have the
+same code, frames and numbers, and differ in one thing; without ``--loss`` they run with the loss they need.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from recipes.cost_study import CostStudy
 
 REFERENCE: dict[str, Any] = {
     "num_envs": 64, "steps": 100, "minibatch_size": 1600, "epochs": 10, "frames": 2_000_000, "lr": 3e-4,
-    "actor_cells": (256, 256), "critic_cells": (256, 256), "init": "orthogonal", "agent_id": True, "value_norm": True,
-    "value_clip": 0.2, "clip": 0.2, "entropy_coef": 0.01, "gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 1.0,
-    "normalize_observation": True, "normalize_advantage": "minibatch", "eval_episodes": 200,
+    "actor_cells": (256, 256), "critic_cells": (256, 256), "init": "orthogonal", "share": "roles", "agent_id": True,
+    "value_norm": True, "value_clip": 0.2, "clip": 0.2, "entropy_coef": 0.01, "gamma": 0.99, "gae_lambda": 0.95,
+    "max_grad_norm": 1.0, "normalize_observation": True, "normalize_advantage": "minibatch", "eval_episodes": 200,
 }
 
 # preset: (the loss that it needs, or none; what it changes of the recipe; options of the loss)

@@ -28,7 +28,7 @@ def _moa(cells: str = "256", *, matched: str = "380", raw: bool = False) -> dict
 
 
 _SCHEDULE = ["influence_skill=0.2", "influence_decay=0.5", "influence_scale=std"]  # the specification's
-_RAW = ["--no-normalize-observation", "--normalize-advantage", "batch", "--eval-episodes", "32"]
+_RAW = ["--share", "all", "--no-normalize-observation", "--normalize-advantage", "batch", "--eval-episodes", "32"]
 _MOA = {f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
     "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],
     "simple_speaker_listener_pe": ["with_hidden=True"], "hidden_leader": ["with_hidden=True"]}.items()}
@@ -50,7 +50,7 @@ _FORAGING = ("In foraging actions are sampled: greedy agents stand in each other
              "all food is 0.5 there.")
 _SMALL = "Networks of actor and critic have two layers of 128."
 _OLD = ("Settings that were the reference before those of table moa_small: actor and critic read observations as they "
-        "are, advantages are standardised per batch, the critic reads all agents' features.")
+        "are, advantages are standardised per batch, the critic reads all agents' features, roles share networks.")
 _LEADER = "vmas/hidden_leader"
 _ROWS_SMALL, _ROWS_RAW = _moa("128", matched="314"), _moa("128", matched="314", raw=True)
 _ONLY = {"Oracle": tuple(task for task, flags in _MOA.items() if "with_hidden=True" in flags), "MOA-memory": (_LEADER,)}
