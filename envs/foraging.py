@@ -31,7 +31,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_options, suggestion
+from envs import check_kinds, check_options, kinds_of, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -200,8 +200,8 @@ def _draw_apple(canvas: GridCanvas, row: int, col: int, level: int) -> None:
 
 # ---------------------------------------------------------------------- the family
 
-OPTIONS = ["sight", "force_coop", "min_player_level", "max_player_level", "min_food_level", "max_food_level",
-           "penalty", "normalize_reward", "observe_agent_levels"]
+LEVELS = ["min_player_level", "max_player_level", "min_food_level", "max_food_level"]
+OPTIONS = ["sight", "force_coop", *LEVELS, "penalty", "normalize_reward", "observe_agent_levels"]
 
 
 def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
@@ -230,15 +230,14 @@ def make_foraging(name: str, *, num_envs: int, device: torch.device | str, seed:
                          "'-coop' and '-v3' after it if wanted, or '-coop-v2'; 'Foraging-' before it needs a version; "
                          f"for example {KNOWN}" + suggestion(name, KNOWN))
     check_options("foraging", options, OPTIONS, make_foraging)
+    kinds = kinds_of(Rules)
+    check_kinds(f"foraging/{name}", options, {key: kinds[key] for key in OPTIONS if key not in LEVELS})
     rows, cols, players, foods = map(int, sizes)
     given = {"sight": max(rows, cols) if sight is None else int(sight), "force_coop": coop is not None,
              "min_player_level": 1, "max_player_level": 2 if version == "3" else 3, "min_food_level": 1,
              "max_food_level": None} | options
     check_sizes(rows=rows, columns=cols, players=players, foods=foods, sight=given["sight"])
-    for key in ("force_coop", "normalize_reward", "observe_agent_levels"):
-        if not isinstance(given.get(key, True), bool):
-            raise ValueError(f"{key} must be True or False, got {given[key]!r}")
-    for key, count in zip(OPTIONS[2:6], (players, players, foods, foods), strict=True):
+    for key, count in zip(LEVELS, (players, players, foods, foods), strict=True):
         given[key] = _levels(key, given[key], count)
     given["sight"] = min(given["sight"], max(rows, cols))  # more shows no more
     rules = Rules(rows=rows, cols=cols, players=players, foods=foods, **given)

@@ -23,7 +23,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 from torchrl.data import Binary
 
-from envs import check_options, suggestion
+from envs import check_kinds, check_options, kinds_of, suggestion
 from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
 
 ALIVE = (GROUP, "mask")
@@ -390,9 +390,10 @@ def _make_row(spec: EnvSpec, max_steps: int | None, options: dict[str, Any], ren
 
 
 def check_arguments(task: str, constructor: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raise ValueError, naming the constructor's arguments, for one it does not take; ``**kwargs`` takes any."""
+    """ValueError, naming the constructor's arguments, for one that it does not take, or not of that kind."""
     parameters = signature(constructor).parameters.values()
     allowed = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     own = [name for name in options if name == "render_mode" or not open_ended]  # ours: frames are `render_frame`'s
     check_options(task, own, [name for name in allowed if name != "render_mode"])
+    check_kinds(task, options, kinds_of(constructor))

@@ -6,7 +6,6 @@ a few dozen tensor operations without host synchronisation, or one compiled grap
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_options, suggestion
+from envs import check_kinds, check_options, kinds_of, suggestion
 from envs.base import ACTION, HIDDEN_VARIABLES, OBSERVATION, BatchedEnv, Tensors, check_sizes
 from envs.compiling import backend_of, one_graph
 from envs.particle_drawing import draw_particles
@@ -168,12 +167,12 @@ def make_particle(name: str, *, num_envs: int, device: torch.device | str, seed:
     if "n_agents" in options:
         raise ValueError(f"particle tasks take the number of agents in the name: 'particle/{base}-"
                          f"{options['n_agents']}'")
-    check_options(f"particle/{base} in dialect {dialect!r}", options,
-                  [option for option in signature(cls).parameters if option not in COMMON], make_particle)
+    title, kinds = f"particle/{base} in dialect {dialect!r}", kinds_of(cls)
+    check_options(title, options, [option for option in kinds if option not in COMMON], make_particle)
+    check_kinds(title, options, kinds)
     is_continuous = cls.offers[0] if continuous_actions is None else continuous_actions
     if is_continuous not in cls.offers:
-        raise ValueError(f"particle/{base} in dialect {dialect!r} has no continuous_actions={is_continuous!r}; "
-                         f"it has {list(cls.offers)}")
+        raise ValueError(f"{title} has no continuous_actions={is_continuous!r}; it has {list(cls.offers)}")
     device = torch.device(device)
     task = cls(n_agents, device, is_continuous, **options)
     if with_hidden and not task.hidden_parts:

@@ -33,7 +33,7 @@ import math
 import textwrap
 from importlib import import_module
 from inspect import getsource
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from torchrl.data import Binary, TensorSpec, Unbounded
 from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
-from envs import check_options, suggestion
+from envs import check_kinds, check_options, kind_of, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -329,7 +329,7 @@ class ActionWriter:
 
 def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int, max_steps: int | None,
               truncate: bool = True, continuous_actions: bool = True, with_info: bool = False,
-              with_hidden: bool = False, with_state: bool = False, groups: str = "padded",
+              with_hidden: bool = False, with_state: bool = False, groups: Literal["padded", "native"] = "padded",
               **options: Any) -> VmasBatch | NativeGroups:
     """N copies of the VMAS scenario ``name``: one of vmas.scenarios, its mpe and debug folders, ``<name>_pe``, or
     hidden_leader.
@@ -346,13 +346,12 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
         options: of the scenario (``n_agents=4``).
 
     Raises:
-        ValueError: unknown scenario, option, or kind of groups, an option's value that the scenario refuses, or
-            hidden variables asked of a scenario that has none.
+        ValueError: unknown scenario or option, a value that it refuses, or hidden variables where there are none.
     """
-    if groups not in ("padded", "native"):
-        raise ValueError(f"groups must be 'padded' or 'native', got {groups!r}")
     scenario = _scenario(name)
-    check_options(f"vmas/{name}", options, scenario_options(scenario), make_vmas)
+    known = scenario_options(scenario)
+    check_options(f"vmas/{name}", options, known, make_vmas)
+    check_kinds(f"vmas/{name}", options, known)
     base = name.removesuffix("_pe")
     horizon = max_steps or HORIZONS.get(base, 25 if base in vmas.mpe_scenarios else 100)
     try:
@@ -379,14 +378,23 @@ def _scenario(name: str) -> BaseScenario:
     return own() if own else import_module(MODULES[name]).Scenario()
 
 
-def scenario_options(scenario: BaseScenario) -> list[str]:
-    """Options that a scenario reads, found in its source: scenarios take them out of ``kwargs`` one by one."""
-    names = set()
+def scenario_options(scenario: BaseScenario) -> dict[str, Any]:
+    """{option: kind} that a scenario reads, found in its source: scenarios take them out of ``kwargs`` one by one."""
+    kinds = {}
     for cls in type(scenario).__mro__:
         if not cls.__module__.startswith(("vmas.scenarios", "envs.vmas")):
             continue
         for node in ast.walk(ast.parse(textwrap.dedent(getsource(cls)))):
             if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "get")
                     and ast.unparse(node.func.value) == "kwargs" and isinstance(node.args[0], ast.Constant)):
-                names.add(node.args[0].value)
-    return sorted(names)
+                own = cls.__module__.startswith("envs")  # those check what they take
+                kinds.setdefault(node.args[0].value, Any if own else _kind(node.args[1:]))
+    return dict(sorted(kinds.items()))
+
+
+def _kind(default: list[ast.expr]) -> Any:
+    """The kind of an option by its default, if that is written out."""
+    try:
+        return kind_of(ast.literal_eval(default[0])) if default else Any
+    except ValueError:  # an expression
+        return Any

@@ -33,7 +33,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_options, suggestion
+from envs import check_kinds, check_options, kinds_of, suggestion
 from envs.base import (
     ACTION,
     HIDDEN_VARIABLES,
@@ -255,6 +255,7 @@ def make_warehouse(name: str, *, num_envs: int, device: torch.device | str, seed
         raise ValueError(f"unknown warehouse task {name!r}: write '[size]-[agents]ag', with '-easy' or '-hard' after "
                          f"it if wanted; for example {KNOWN}" + suggestion(name, KNOWN))
     check_options("warehouse", options, OPTIONS, make_warehouse)
+    check_kinds(f"warehouse/{name}", options, kinds_of(from_sizes) | kinds_of(Rules))
     sight, size, height, agents, difficulty, requests, reward = match.groups()
     n_agents = int(agents)
     check_sizes(n_agents=n_agents)

@@ -9,9 +9,11 @@ interrupted, and starts the rest.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,26 +22,36 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from recipes.jobs import Job, random_return, run_job
+from recipes.jobs import Job, Outcome, random_return, run_job
 from recipes.tables import TABLES
 from suite.config import check_choice, check_positive, run_cli
-from suite.run import versions
+from suite.run import versions, write_whole
 
 
-def write_info(name: str, results: str, seeds: int) -> None:
-    """table.json: what the report says around the numbers; what was measured before is kept."""
+def write_info(name: str, results: str, seeds: int, *, measures: bool = True) -> None:
+    """table.json: what the report says around the numbers; what was measured before is kept.
+
+    Args:
+        seeds: asked for now; the command names those that the results hold, if they are more.
+        measures: runs follow, here and with these versions, which are then listed beside those of earlier ones.
+    """
     table = TABLES[name]
     path = Path(results) / name / "table.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     known = before.get("random", {})
+    seeds = max(seeds, seeds_held(path.parent))
+    hardware, libraries = before.get("hardware", ""), before.get("versions", {})
+    if measures or not before:
+        hardware = merged(hardware, f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run", "; ")
+        libraries |= {key: merged(libraries.get(key, ""), value, " and ") for key, value in versions().items()}
     rows = " | ".join(f"{row}: {' '.join(flags)}" for row, flags in table.rows.items())
     info = {
         "title": table.title,
         "command": f"python -m recipes.benchmark {name} --seeds {seeds}",
         "cell_command": f"python -m recipes.benchmark {name} --rows {{row}} --tasks {{task}} --seeds {seeds}",
         "notes": [*table.notes, f"Flags of the rows: {rows}."],
-        "hardware": before.get("hardware", f"{os.cpu_count()} CPU cores, {platform.machine()}, one core per run"),
-        "versions": before.get("versions", versions()),
+        "hardware": hardware,
+        "versions": libraries,
         "mode": table.mode,
         "last": table.last,
         "frames": table.frames,
@@ -49,18 +61,32 @@ def write_info(name: str, results: str, seeds: int) -> None:
         "random": {task: known[task] if task in known else random_return(name, task) for task in table.tasks},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(info, indent=2) + "\n")
+    write_whole(path, json.dumps(info, indent=2) + "\n")
 
 
-def launch_local(jobs: list[Job], workers: int) -> None:
+def merged(before: str, now: str, separator: str) -> str:
+    """What was said before, with what is to be said now unless it is among it."""
+    return before if now in before.split(separator) else separator.join(filter(None, (before, now)))
+
+
+def seeds_held(folder: Path) -> int:
+    """The highest seed that a table's CSV files hold, 0 if they hold none."""
+    seeds = (row["seed"] for path in folder.glob("*.csv") for row in csv.DictReader(path.read_text().splitlines()))
+    return max(map(int, seeds), default=0)
+
+
+def launch_local(jobs: list[Job], workers: int) -> list[Outcome]:
     """Run jobs in ``workers`` processes at a time."""
+    outcomes = []
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
-        for message in pool.map(run_job, jobs):
-            bar.write(message)
+        for outcome in pool.map(run_job, jobs):
+            outcomes.append(outcome)
+            bar.write(outcome.message)
             bar.update()
+    return outcomes
 
 
-def launch_ray(jobs: list[Job], workers: int) -> None:
+def launch_ray(jobs: list[Job], workers: int) -> list[Outcome]:
     """Run jobs on a Ray cluster, one CPU each (the extra ``ray``; folders must be on a shared disk)."""
     try:
         import ray
@@ -70,22 +96,24 @@ def launch_ray(jobs: list[Job], workers: int) -> None:
     jobs = [replace(job, runs=str(Path(job.runs).resolve()), results=str(Path(job.results).resolve())) for job in jobs]
     ray.init(ignore_reinit_error=True, num_cpus=workers if not os.environ.get("RAY_ADDRESS") else None)
     task = ray.remote(num_cpus=1)(run_job)
-    left = [task.remote(job) for job in jobs]
+    left, outcomes = [task.remote(job) for job in jobs], []
     with tqdm(total=len(left), unit="run") as bar:
         while left:
             done, left = ray.wait(left)
-            bar.write(ray.get(done[0]))
+            outcomes.append(ray.get(done[0]))
+            bar.write(outcomes[-1].message)
             bar.update()
     ray.shutdown()
+    return outcomes
 
 
-LAUNCHERS: dict[str, Callable[[list[Job], int], None]] = {"local": launch_local, "ray": launch_ray}
+LAUNCHERS: dict[str, Callable[[list[Job], int], list[Outcome]]] = {"local": launch_local, "ray": launch_ray}
 
 
 def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1, launcher: str = "local",
               rows: tuple[str, ...] = (), tasks: tuple[str, ...] = (), runs: str = "runs/benchmark",
               results: str = "results") -> None:
-    """Run what is missing of a table.
+    """Run what is missing of a table; SystemExit with 1 if something still is.
 
     Args:
         table: name of the table.
@@ -109,10 +137,12 @@ def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1
     if not todo:
         raise ValueError(f"table {table!r} has none of the rows {list(rows)} on {list(tasks)}: they exist on "
                          f"{sorted({task for row in rows for task in TABLES[table].only.get(row, ())})}")
-    write_info(table, results, seeds)
     todo = [job for job in todo if not job.finished()]
+    write_info(table, results, seeds, measures=bool(todo))
     print(f"{len(todo)} runs to do")
-    LAUNCHERS[launcher](todo, jobs)
+    if missing := [outcome.message for outcome in LAUNCHERS[launcher](todo, jobs) if not outcome.done]:
+        print("\n".join([f"error: {len(missing)} of {len(todo)} runs are not finished:", *missing]), file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

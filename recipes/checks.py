@@ -9,6 +9,7 @@ from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS
 from recipes.running import check_task_options, check_unread, check_words, no_resume
 from suite.config import check_positive
+from suite.losses import UNREAD_OPTIONS
 from suite.specs import Specs
 
 # fields that only some algorithms read; giving them to another is refused, not ignored
@@ -49,11 +50,13 @@ def check_config(cfg: Config) -> None:
         raise ValueError("--cuda-graphs needs --compile and a CUDA device")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
+    if cfg.eval_starts == "fresh" and not cfg.evaluations:
+        raise ValueError("--eval-starts fresh is of evaluations, and --evaluations 0 makes none: leave one of them out")
     check_task_options(cfg)
 
 
 def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
-    """ValueError if a field differs from its default that this algorithm, task or choice does not read."""
+    """ValueError if a field, or an option of the loss, differs from its default and this choice does not read it."""
     unread = dict.fromkeys(UNREAD[ALGORITHMS[cfg.algorithm][0]], f"algorithm {cfg.algorithm!r}")
     if cfg.algorithm == "vdn":
         unread |= {"mixer_dim": "algorithm 'vdn'"}
@@ -64,6 +67,9 @@ def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
     if cfg.recompute_advantage and cfg.normalize_advantage != "minibatch":  # target minus present value, as it is
         unread = {"normalize_advantage": "recompute_advantage"} | unread
     check_unread(cfg, default, unread)
+    if cfg.loss in UNREAD_OPTIONS:
+        given = [name for name, value in cfg.loss_options.items() if value != default.loss_options.get(name)]
+        UNREAD_OPTIONS[cfg.loss](cfg.loss_options, given)
 
 
 def validate(cfg: Config, specs: Specs, batch: int) -> None:
@@ -86,6 +92,9 @@ def validate(cfg: Config, specs: Specs, batch: int) -> None:
                          f"with scripted partners; use mappo, ippo, maa2c or ia2c")
     if cfg.whole_episodes and batch != cfg.num_envs * specs.horizon:
         raise ValueError(f"whole_episodes needs steps equal to the horizon {specs.horizon}: leave --steps at None")
+    if not cfg.mask_padding and specs.alive is None:
+        raise ValueError("--no-mask-padding is of padded steps, and there are none: give --whole-episodes, or "
+                         "--mask-padding")
     if cfg.returns == "padded_nstep" and not cfg.whole_episodes:
         raise ValueError("returns 'padded_nstep' needs --whole-episodes")
     if not off_policy and cfg.minibatch_size is not None and cfg.minibatch_size > batch:

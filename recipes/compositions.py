@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
 from recipes.cooperative_config import Config
@@ -34,7 +33,7 @@ def _optimisation(cfg: Config) -> dict[str, Any]:
                 autocast=torch.bfloat16 if cfg.autocast else None)
 
 
-def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
+def on_policy(cfg: Config, specs: Specs, aux: Loss) -> Parts:
     """MAPPO, IPPO, MAA2C, IA2C: actor and critic on the batch, advantages from the critic or its target."""
     sizes = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
     scalers = make_scalers(specs, centralized=cfg.centralized) if cfg.normalize_observation else {}
@@ -81,7 +80,7 @@ def on_policy(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     return Parts(policy, policy, updates, estimators=estimators, refresh=refresh)
 
 
-def mixed_q(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
+def mixed_q(cfg: Config, specs: Specs, aux: Loss) -> Parts:
     """QMIX and VDN: per-agent action values, a mixer, epsilon-greedy exploration, replay, soft targets."""
     greedy = make_q_policy(specs, aux.features, share=cfg.share, agent_id=cfg.agent_id, cells=cfg.actor_cells,
                            activation=cfg.activation, init=cfg.init, device=cfg.device)
@@ -91,10 +90,13 @@ def mixed_q(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
     return _replayed(cfg, TensorDictSequential(*aux.encoders, *greedy), explore, loss, aux, specs)
 
 
-def maddpg(cfg: Config, env: EnvBase, specs: Specs, aux: Loss) -> Parts:
-    """MADDPG: deterministic actors, joint critics, Gaussian noise, replay, soft targets."""
-    common = dict(share=cfg.share, agent_id=cfg.agent_id, activation=cfg.activation, init=cfg.init, device=cfg.device)
-    actor = make_deterministic_actor(specs, aux.features, cells=cfg.actor_cells, **common)
+def maddpg(cfg: Config, specs: Specs, aux: Loss) -> Parts:
+    """MADDPG: deterministic actors, joint critics, Gaussian noise, replay, soft targets.
+
+    ``agent_id`` concerns the actor; the critic knows whose value it gives in any case.
+    """
+    common = dict(share=cfg.share, activation=cfg.activation, init=cfg.init, device=cfg.device)
+    actor = make_deterministic_actor(specs, aux.features, agent_id=cfg.agent_id, cells=cfg.actor_cells, **common)
     critic = make_joint_q(specs, cells=cfg.critic_cells, **common)
     explore = GaussianNoise(specs.low, specs.high, **_exploration(cfg))
     loss = MADDPGLoss(actor, critic, gamma=cfg.gamma, encoders=aux.encoders)

@@ -21,10 +21,11 @@ from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
 from recipes.running import assemble, check_resume, launch
+from recipes.stored_config import stored_config
 from suite import distributed
-from suite.config import as_flags, check_choice, check_names, check_options, from_plain, parse_cli, run_cli
+from suite.config import as_flags, check_choice, check_names, check_options, parse_cli, run_cli
 from suite.losses import STATE_MODELS
-from suite.run import MemoryRun, Run, stored_run
+from suite.run import MemoryRun, Run
 from suite.schedules import LinearDecay
 from suite.specs import Specs
 from suite.trainer import Trainer
@@ -35,8 +36,8 @@ CHOOSERS = ("algorithm", "preset", "loss", "task", "resume")  # the flags whose 
 def configure(chosen: dict[str, str]) -> Config:
     """The Config that an algorithm, a preset, or a run to resume stands for."""
     if "resume" in chosen:
-        return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
-                                   overwrite=False)
+        stored = stored_config(Config, chosen["resume"], task=chosen.get("task"))
+        return dataclasses.replace(stored, resume=chosen["resume"], overwrite=False)
     preset = chosen.get("preset", Config.preset)
     check_choice("preset", preset, PRESETS)
     algorithm = chosen.get("algorithm") or usual_algorithm(preset) or Config.algorithm
@@ -72,7 +73,7 @@ def make_trainer(cfg: Config, run: Run | MemoryRun) -> Trainer:
     check_used(cfg, untouched(cfg), discrete=specs.discrete)
 
     aux = make_loss(cfg, specs)
-    parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, env, specs, aux)
+    parts = COMPOSITIONS[ALGORITHMS[cfg.algorithm][0]](cfg, specs, aux)
     for remark in (*(f"loss {cfg.loss!r}: {remark}" for remark in aux.plan(cfg.frames)), *never_learns(cfg)):
         warnings.warn(remark, stacklevel=2)
     weights = {"task": 1.0} | aux.reward_weights

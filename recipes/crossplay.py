@@ -20,10 +20,11 @@ from tensordict.nn import TensorDictModuleBase
 from envs import make_env
 from recipes import cooperative
 from recipes.cooperative_config import Config
+from recipes.stored_config import stored_config
 from suite.checkpoint import Checkpoints
-from suite.config import check_positive, from_plain, run_cli
+from suite.config import check_positive, run_cli
 from suite.crossplay import cross_play, summary, write
-from suite.run import MemoryRun, restoring, stored_run
+from suite.run import MemoryRun, restoring
 
 SAME = ("task", "task_options", "max_steps", "truncate", "team_reward")  # what makes a game and its returns
 
@@ -61,7 +62,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def crossplay(runs: tyro.conf.Positional[tuple[str, ...]], *, episodes: int = 96, sampled: bool = False,
-              seed: int = 2_000_000, device: str = "cpu", out: str = "runs/crossplay") -> None:
+              seed: int = 2_000_000, device: str = "cpu", out: str = "runs/crossplay", task: str | None = None) -> None:
     """Play every run's agents with every other run's, one among the others in each place.
 
     Args:
@@ -71,12 +72,13 @@ def crossplay(runs: tyro.conf.Positional[tuple[str, ...]], *, episodes: int = 96
         seed: of the episodes and of sampled actions.
         device: cpu, cuda or cuda:<n>.
         out: folder of crossplay.csv and crossplay.png.
+        task: the runs' own, to be repeated only if it imports a module (Gymnasium's module:Name).
     """
     check_positive({"episodes": episodes})
     resolved = [Path(path).resolve() for path in runs]
     if len(set(resolved)) < max(2, len(runs)):
         raise ValueError(f"cross-play needs at least two run folders, each given once, got {list(runs)}")
-    configs = [from_plain(Config, stored_run(path)["config"]) for path in runs]
+    configs = [stored_config(Config, path, task=task) for path in runs]
     check(runs, configs)
     policies = [load(path, each, device) for path, each in zip(runs, configs, strict=True)]
     cfg = configs[0]

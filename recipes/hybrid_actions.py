@@ -20,11 +20,12 @@ from recipes.hybrid_compositions import COMPOSITIONS
 from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, overrides
 from recipes.running import assemble, check_resume, launch
+from recipes.stored_config import stored_config
 from suite import distributed
-from suite.config import as_flags, check_options, from_plain, parse_cli, parse_options, run_cli
+from suite.config import as_flags, check_options, parse_cli, parse_options, run_cli
 from suite.losses import Loss
 from suite.losses.codecs import CODECS
-from suite.run import MemoryRun, Run, stored_run
+from suite.run import MemoryRun, Run
 from suite.specs import Specs
 from suite.trainer import Trainer
 
@@ -35,8 +36,8 @@ CHOOSERS = ("algorithm", "codec", "codec_options", "task", "tuning", "resume")
 def configure(chosen: dict[str, str]) -> Config:
     """The Config that algorithm, codec and its options, task and tuning, or a run to resume, stand for."""
     if "resume" in chosen:
-        return dataclasses.replace(from_plain(Config, stored_run(chosen["resume"])["config"]), resume=chosen["resume"],
-                                   overwrite=False)
+        stored = stored_config(Config, chosen["resume"], task=chosen.get("task"))
+        return dataclasses.replace(stored, resume=chosen["resume"], overwrite=False)
     algorithm = chosen.get("algorithm", Config.algorithm)
     usual = Config.codec if algorithm in ANY_CODEC else "none"
     options = parse_options(chosen["codec_options"].splitlines()) if "codec_options" in chosen else None

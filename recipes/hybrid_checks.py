@@ -48,6 +48,8 @@ def check_config(cfg: Config) -> None:
                              f"needs")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
+    if cfg.eval_starts == "fresh" and not cfg.evaluations:
+        raise ValueError("--eval-starts fresh is of evaluations, and --evaluations 0 makes none: leave one of them out")
     if cfg.resume and (reason := no_resume(cfg)):
         raise ValueError(f"{cfg.resume} cannot be resumed: {reason}")
     check_task_options(cfg)

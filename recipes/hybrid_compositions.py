@@ -86,8 +86,8 @@ def on_policy(cfg: Config, specs: Specs, codec: Loss) -> Parts:
     critic = make_critic(specs, {}, centralized=cfg.centralized, cells=cfg.critic_cells, recurrent_dim=0, **sizes)
     returns = Returns(critic, kind="gae", gamma=cfg.gamma, lmbda=cfg.gae_lambda, n=1, target_tau=None,
                       target_lmbda=cfg.critic_lambda,
-                      standardize_reward=0, mask=None, mask_rewards=False, value_norm=False, normalize="batch",
-                      encoders=()).to(cfg.device)
+                      standardize_reward=0, mask=None, mask_rewards=False, value_norm=False,
+                      normalize="population" if factorised else "batch", encoders=()).to(cfg.device)
     trust = dict(clip=cfg.clip, entropy_coef=cfg.entropy_coef)
     policy = HybridPolicyLoss(actor, **trust) if factorised else PolicyLoss(actor, **trust)
     losses = {"actor": policy, "critic": ValueLoss(critic, clip=None, kind="l2")}

@@ -1,27 +1,30 @@
-"""One run of a published table: what starts or continues it, and how its evaluations become result rows."""
+"""One run of a published table: what starts or continues it, and what became of it."""
 
 from __future__ import annotations
 
-import csv
-import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from envs import make_env
+from recipes.evaluations import evaluations
 from recipes.tables import TABLES
+from suite.checkpoint import Checkpoints
 from suite.config import parse_cli
 from suite.evaluate import Evaluator
-from suite.results import Evaluation, append_rows, file_name, read_cell
-from suite.run import stored_run
+from suite.results import append_rows, file_name, read_cell
 from suite.specs import ACTION_MASK, OBSERVATION
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # how a run ends that was asked to, behind its checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,28 @@ class Job:
         return self.seed in cell.runs and self.seed not in cell.incomplete
 
     def command(self) -> list[str]:
-        """What runs it, or continues it."""
+        """What runs it, or continues it; without a checkpoint to continue from it begins anew."""
         table = TABLES[self.table]
-        where = ["--resume" if (self.folder / "config.json").exists() else "--run-dir", str(self.folder)]
-        return [
-            sys.executable,
-            "-m",
-            table.recipe_of(self.row),
-            *table.flags(self.row, self.task),
-            "--seed",
-            str(self.seed),
-            *where,
-            "--quiet",
-        ]
+        where = ["--run-dir", str(self.folder)]
+        if (self.folder / "config.json").exists():
+            resumable = Checkpoints(self.folder / "checkpoints").paths()
+            where = ["--resume", str(self.folder)] if resumable else [*where, "--overwrite"]
+        return [sys.executable, "-m", table.recipe_of(self.row), *table.flags(self.row, self.task), "--seed",
+                str(self.seed), *where, "--quiet"]
 
 
-def run_job(job: Job) -> str:
+class Outcome(NamedTuple):
+    """What became of a job: whether its results are whole, and a line that says so."""
+
+    done: bool
+    message: str
+
+
+def run_job(job: Job) -> Outcome:
     """Run one job in a process of its own and append its evaluations to the results."""
+    name = f"{job.row} {job.task} seed {job.seed}"
     if job.finished():
-        return f"{job.row} {job.task} seed {job.seed}: already there"
+        return Outcome(True, f"{name}: already there")
     log = job.folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
@@ -77,10 +83,13 @@ def run_job(job: Job) -> str:
         ).returncode
     if found := evaluations(job.folder, job.seed):  # a run that failed stays in the table, marked as incomplete
         append_rows(job.results, job.table, job.row, job.task, found)
-    if code:
-        return f"{job.row} {job.task} seed {job.seed}: failed with {code}, see {log}"
-    _keep_picture(job)
-    return f"{job.row} {job.task} seed {job.seed}: done"
+    whole, stopped = job.finished(), code in STOPPED
+    if whole and (stopped or not code):
+        _keep_picture(job)
+        return Outcome(True, f"{name}: done")
+    if stopped:
+        return Outcome(False, f"{name}: stopped, the same command continues it")
+    return Outcome(False, f"{name}: {f'failed with {code}' if code else 'ended before its last frame'}, see {log}")
 
 
 def random_return(table: str, task: str) -> float:
@@ -101,39 +110,6 @@ def random_return(table: str, task: str) -> float:
     policy = TensorDictModule(draw, in_keys=[OBSERVATION, *mask], out_keys=env.action_keys)
     found = Evaluator(env, policy, seed=0, team=cfg.team_reward).play(deterministic=False)
     return found["success" if chosen.mode_of(task).startswith("success") else "return"]
-
-
-def evaluations(folder: Path, seed: int) -> list[Evaluation]:
-    """The evaluations a run wrote, as result rows."""
-    scalars = folder / "metrics" / "scalars"
-    if not (scalars / "eval" / "return.csv").exists():
-        return []
-    info = stored_run(folder)
-
-    def scalar(name: str) -> dict[int, float]:
-        path = scalars / f"{name}.csv"
-        if not path.exists():
-            return {}
-        with open(path) as file:
-            return {int(step): float(value) for step, value in csv.reader(file)}
-
-    sampled, greedy, length, seconds, success, success_sampled = map(scalar, (
-        "eval/return", "eval/return_greedy", "eval/length", "time/total", "eval/success", "eval/success_sampled"))
-    return [
-        Evaluation(
-            seed=seed,
-            frames=frames,
-            seconds=round(seconds.get(frames, 0.0), 1),
-            return_sampled=sampled[frames],
-            return_greedy=greedy[frames],
-            episodes=info["config"]["eval_episodes"],
-            length=length[frames],
-            commit=info["commit"],
-            success=success.get(frames, math.nan),
-            success_sampled=success_sampled.get(frames, math.nan),
-        )
-        for frames in sorted(sampled)
-    ]
 
 
 def _keep_picture(job: Job) -> None:

@@ -15,15 +15,15 @@ from envs import make_env
 from recipes.cooperative import make_trainer
 from recipes.cooperative_config import Config
 from recipes.jobs import Job
+from recipes.stored_config import stored_config
 from recipes.tables import TABLES
 from suite.checkpoint import Checkpoints
-from suite.config import from_plain
 from suite.evaluate import Evaluator
 from suite.latent_use import latent_use
 from suite.modules.state_model import LATENT
 from suite.report import Estimate, bootstrap, iqm, normalised
 from suite.results import Table, read_table
-from suite.run import MemoryRun, restoring, stored_run
+from suite.run import MemoryRun, restoring
 from suite.state_figures import Series, read_curves
 
 METHOD = "MOA"
@@ -75,7 +75,7 @@ def use(table: str, runs: str, seeds: int) -> Numbers:
 
 def latent_use_of(folder: Path, episodes: int = 200) -> dict[str, float]:
     """`latent_use` of a run's newest policy, sampled actions."""
-    cfg = replace(from_plain(Config, stored_run(folder)["config"]), evaluations=0, resume=None)
+    cfg = replace(stored_config(Config, folder, task=None), evaluations=0, resume=None)
     trainer = make_trainer(cfg, MemoryRun())
     state = Checkpoints(folder / "checkpoints").load()
     with restoring(folder):

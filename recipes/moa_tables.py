@@ -22,12 +22,12 @@ def _moa(cells: str = "256", *, matched: str = "380", raw: bool = False) -> dict
     return {"MAPPO": row("moa"), "MAPPO-inputs": row("same_inputs"), "MAPPO-matched": row("matched", actor=matched),
             "MAPPO-GRU": row("gru"), "MOA": row("moa", "--loss", "moa"),
             "MOA-plain-x": row("moa", "--loss", "moa", options=["x_parts=obs+moa"]),
-            "MOA-influence": row("moa", "--loss", "moa", options=["influence=0.01", *([] if raw else _SCHEDULE)]),
+            "MOA-influence": row("moa", "--loss", "moa", options=["influence=0.01", *(_UNSCHEDULED if raw else [])]),
             "MOA-memory": row("moa", "--loss", "moa", options=["memory=gru"]),
             "MOA-shuffled": row("shuffled"), "SMPE2": row("moa", "--loss", "smpe"), "Oracle": row("oracle")}
 
 
-_SCHEDULE = ["influence_skill=0.2", "influence_decay=0.5", "influence_scale=std"]  # the specification's
+_UNSCHEDULED = ["influence_skill=0", "influence_decay=0", "influence_scale=none"]
 _RAW = ["--share", "all", "--no-normalize-observation", "--normalize-advantage", "batch", "--eval-episodes", "32"]
 _MOA = {f"vmas/{name}": ["--task-options", "continuous_actions=False", *hidden] for name, hidden in {
     "give_way": [], "navigation": ["with_hidden=True"], "simple_reference_pe": ["with_hidden=True"],

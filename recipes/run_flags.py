@@ -26,7 +26,7 @@ class RunFlags:
     checkpoint_every: int = 10
     """Iterations between checkpoints, besides the last; 0: only at the end."""
     keep_checkpoints: int = 2
-    """How many checkpoints to keep."""
+    """How many checkpoints to keep, at least 2: of a broken one the one before is used."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv", "tensorboard")
     """Where metrics go."""
     video: bool = True

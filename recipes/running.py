@@ -13,6 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from envs import resolve_device
+from recipes.stored_config import imports_module
 from suite import distributed
 from suite.collector import make_collector
 from suite.config import as_plain, check_choice
@@ -67,10 +68,10 @@ def assemble(cfg: Any, run: Run | MemoryRun, env: EnvBase, make_eval_env: Callab
 
 def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str, name: str,
            swap: Callable[[Any], str]) -> None:
-    """Train in a run folder, new or to be resumed, and print what came out.
+    """Train in a run folder, new or to be resumed, and print what came out; SystemExit after a stop by a signal.
 
     Args:
-        module: of the recipe, for the printed commands; name: of the run below ``runs``.
+        module: of the recipe, for the printed commands; name: of the run below ``runs``, beginning with the recipe's.
         swap: the flags of the same run with another loss or codec.
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # it reports every buffer that it fills for the first time
@@ -78,15 +79,18 @@ def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str
     cfg = dataclasses.replace(cfg, device=str(distributed.start(resolve_device(cfg.device))))
     run = Run(cfg.resume or cfg.run_dir or f"runs/{name}/seed{cfg.seed}", plain, resume=cfg.resume is not None,
               overwrite=cfg.overwrite, loggers=cfg.loggers, keep_checkpoints=cfg.keep_checkpoints, quiet=cfg.quiet,
-              defaults=as_plain(type(cfg)()), no_resume=no_resume(cfg))
+              project=name.partition("/")[0], defaults=as_plain(type(cfg)()), no_resume=no_resume(cfg))
     trainer = make_trainer(cfg, run)
     if run.state is not None:
         with restoring(run.path):
             trainer.load_state_dict(run.state)
     with run:
         trainer.train()
-        run.conclude(trainer, video=cfg.video, module=module, swap=swap(cfg))
+        run.conclude(trainer, video=cfg.video, module=module, swap=swap(cfg),
+                     again=["--task", cfg.task] if imports_module(cfg.task) else [])
     distributed.stop()
+    if run.exit_code:
+        raise SystemExit(run.exit_code)
 
 
 # ---------------------------------------------------------------------- what every recipe refuses
@@ -117,7 +121,7 @@ def check_resume(cfg: Any, configure: Callable[[dict[str, str]], Any]) -> None:
         return
     if cfg.overwrite:
         raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
-    if cfg.run_dir != configure({"resume": cfg.resume}).run_dir:
+    if cfg.run_dir != configure({"resume": cfg.resume, "task": cfg.task}).run_dir:
         raise ValueError(f"--resume {cfg.resume} goes on in that folder, so --run-dir {cfg.run_dir} has no use")
 
 

@@ -28,7 +28,9 @@ TABLES = {
         notes=["Default settings of the recipe for every cell; no number was tuned to a task.",
                "Return is the mean over agents of the undiscounted sum of rewards, greedy actions, 32 fresh episodes "
                "of the final policy.", "On simple_spread agents see each other and all landmarks, so that a central "
-               "critic changes little: the curves of IPPO and MAPPO cover each other."]),
+               "critic changes little: the curves of IPPO and MAPPO cover each other.",
+               "MADDPG's critic did not yet know whose value it gives: where rewards are each agent's own (navigation, "
+               "give_way) it learned the mean of all agents' values."]),
     # the paper's protocol; --rows, --tasks and --seeds choose a part of it
     "smpe": Table(
         title="State modelling (SMPE²), the paper's protocol",

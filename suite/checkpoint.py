@@ -31,7 +31,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, rank: int = 0, keep: int = 2):
-        self.folder, self.rank, self.keep = Path(folder), rank, max(2, keep)
+        if keep < 2:
+            raise ValueError(f"keep_checkpoints must be at least 2, got {keep}: of a broken one the one before is used")
+        self.folder, self.rank, self.keep = Path(folder), rank, keep
 
     def paths(self) -> list[Path]:
         """Existing checkpoint files, oldest first."""

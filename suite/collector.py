@@ -184,12 +184,13 @@ class EpisodeStatistics:
     """Returns and lengths of the episodes that ended inside each batch, whatever collector made it.
 
     ``team``: returns are sums over the agents instead of means. Steps without a living agent do not count as length.
-    Where the task says what success is, the last step of an episode tells whether it came about.
+    Where the task says what success is, an episode is one if any of its steps is, as in `Evaluator`.
     """
 
     def __init__(self, *, team: bool = False):
         self.team = team
         self.open: Tensor | None = None  # [N, 2]: return and length of the running episodes
+        self.reached: Tensor | None = None  # [N, 1]: how many of their steps were a success
 
     @torch.no_grad()
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -201,25 +202,36 @@ class EpisodeStatistics:
         reward = reward.sum((-2, -1)) if self.team else reward.mean((-2, -1))
         here = batch[ALIVE].any(-1).to(reward.dtype) if ALIVE in batch.keys(True) else torch.ones_like(reward)
         done = batch["next", "done"]
-        if self.open is None:
-            self.open = reward.new_zeros(len(reward), 2)
-        self.open = self.open.to(reward.device)  # a loaded state comes from the CPU
-        total = self.open.unsqueeze(1) + torch.stack([reward, here], -1).cumsum(1)  # [N, T, 2]
-        # what had been summed up when the row's previous episode ended: the latest `total` at a done before each step
-        index = torch.arange(reward.shape[1], device=reward.device).unsqueeze(-1)
-        latest = torch.where(done, index, -1).cummax(1).values
-        ended = total.gather(1, latest.clamp_min(0).expand_as(total)) * (latest >= 0)
-        before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
-        sums = ((total - before) * done).sum((0, 1))
-        self.open = total[:, -1] - ended[:, -1]
+        so_far, self.open = _sums(torch.stack([reward, here], -1), done, self.open)
+        sums = (so_far * done).sum((0, 1))
         out = {"return": sums[0], "length": sums[1], "count": done.sum().to(reward.dtype)}
         success = batch["next"].get(SUCCESS, None)
-        return out if success is None else out | {"success": (success & done).sum().to(reward.dtype)}
+        if success is not None:
+            so_far, self.reached = _sums(success.to(reward.dtype), done, self.reached)
+            out["success"] = ((so_far > 0) & done).sum().to(reward.dtype)
+        return out
 
     def state_dict(self) -> dict[str, Any]:
         """The running sums."""
-        return {} if self.open is None else {"open": self.open.clone()}
+        sums = {"open": self.open, "reached": self.reached}
+        return {name: value.clone() for name, value in sums.items() if value is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the running sums back."""
-        self.open = state.get("open")
+        self.open, self.reached = state.get("open"), state.get("reached")
+
+
+def _sums(values: Tensor, done: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums [N, T, k] of the values of each step's episode up to that step, and those of the episodes left open [N, k].
+
+    ``before``: the latter of the batch before.
+    """
+    if before is None:
+        before = torch.zeros_like(values[:, 0])
+    total = before.to(values.device).unsqueeze(1) + values.cumsum(1)  # a loaded state comes from the CPU
+    # what had been summed up when the row's previous episode ended: the latest `total` at a done before each step
+    index = torch.arange(values.shape[1], device=values.device).unsqueeze(-1)
+    latest = torch.where(done, index, -1).cummax(1).values
+    ended = total.gather(1, latest.clamp_min(0).expand_as(total)) * (latest >= 0)
+    earlier = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
+    return total - earlier, total[:, -1] - ended[:, -1]

@@ -7,28 +7,35 @@ import dataclasses
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import Annotated, Any, TypeVar
+from traceback import walk_tb
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 T = TypeVar("T")
-KINDS = ((bool, "True or False"), (int, "an integer"), (float, "a number"), (str, "a word"))
+SWITCHES = {"true": True, "false": False}  # in any case; "none" is a word that some options know
 
 
 def parse_options(words: list[str]) -> dict[str, Any]:
-    """``["coef=0.1", "kind=l2"]`` -> ``{"coef": 0.1, "kind": "l2"}``; values are Python literals or plain words."""
+    """``["coef=0.1", "kind=l2"]`` -> ``{"coef": 0.1, "kind": "l2"}``; values are Python literals (true and false in any
+    case) or plain words.
+    """
     options = {}
     for word in words:
         name, equal, text = word.partition("=")
         if not equal or not name.isidentifier():
             raise ValueError(f"write options as name=value, got {word!r}")
         try:
-            options[name] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            options[name] = text
+            value = SWITCHES.get(text.lower(), text)
+        if name in options:
+            raise ValueError(f"option {name!r} is given twice: {options[name]!r} and {value!r}")
+        options[name] = value
     return options
 
 
@@ -86,18 +93,59 @@ def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None
 
 
 def check_options(what: str, given: Mapping[str, Any], made: type) -> None:
-    """ValueError for an option that ``made`` does not have, or whose value is of another kind than its default."""
+    """ValueError for an option that ``made`` does not have, or a value of another kind than its annotation says.
+
+    Without an annotation it is the kind of the default.
+    """
     parameters = inspect.signature(made.__init__).parameters
     allowed = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     if given and not allowed:
         raise ValueError(f"{what} has no options, got {list(given)}")
     check_names(f"option of {what}", given, allowed)
+    annotated = get_type_hints(made.__init__)
     for name, value in given.items():
         default = parameters[name].default
-        kind, word = next(((kind, word) for kind, word in KINDS if isinstance(default, kind)), (None, ""))
-        fits = (int, float) if kind is float else kind
-        if kind and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
-            raise ValueError(f"{name} of {what} must be {word}, such as {default!r}, got {value!r}")
+        kind = annotated.get(name, Any if default is None else type(default))
+        if not fits(value, kind):
+            such = "" if default is None or get_origin(kind) is Literal else f", such as {default!r}"
+            raise ValueError(f"{name} of {what} must be {named(kind)}{such}, got {value!r}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated kind; kinds that no option is written with fit always."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return fits(value, parts[0])
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(part, parts[0]) for part in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, origin or kind) if kind in (bool, str, NoneType) or origin is dict else True
+
+
+def named(kind: Any) -> str:
+    """What may be given for an annotated kind, as an error says it."""
+    words = _words(kind)
+    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def _words(kind: Any) -> list[str]:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(parts[0])
+    if origin in (Union, UnionType):
+        return [word for part in parts for word in _words(part)]
+    if origin is Literal:
+        return [f"one of {list(parts)}"]
+    if origin in (list, tuple, Sequence):
+        return ["a list"]
+    if origin is dict:
+        return ["names with values"]
+    return {bool: ["True", "False"], int: ["an integer"], float: ["a number"], str: ["a word"]}.get(kind, ["None"])
 
 
 def option_default(made: type, name: str) -> Any:
@@ -150,15 +198,27 @@ def from_plain(config: type[T], data: Mapping[str, Any]) -> T:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a program; a ValueError or a stop by the user's hand becomes one clear line, not a traceback."""
+    """Run a program; a ValueError or a stop by the user's hand becomes one clear line, not a traceback.
+
+    A ValueError in the midst of training is no mistake on the command line, and keeps its traceback.
+    """
     from suite.checkpoint import CheckpointError
 
     warnings.formatwarning = lambda message, *args, **kwargs: f"note: {message}\n"  # where it was raised is no news
     try:
         main()
     except (ValueError, CheckpointError, FloatingPointError, OSError) as error:
+        if isinstance(error, ValueError) and _in_training(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _in_training(error: BaseException) -> bool:
+    """Whether an error came out of `Trainer.train`."""
+    from suite.trainer import Trainer
+
+    return any(frame.f_code is Trainer.train.__code__ for frame, _ in walk_tb(error.__traceback__))

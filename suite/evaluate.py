@@ -48,9 +48,10 @@ class Evaluator:
     def __call__(self, frames: int = 0) -> dict[str, float]:
         """Mean return (over episodes; over agents or of the team) of sampled and greedy actions, and mean length.
 
-        Where the task says what success is: also the share of greedy episodes in which it came about, and, of a policy
-        that samples, of sampled ones. With latents also ``policy/z_use``, the return of sampled actions that is lost
-        with another episode's. ``frames`` is how long the policy has been trained.
+        Where the task says what success is: also the share of greedy episodes with a step that is one, and, of a policy
+        that samples, of sampled ones (`EpisodeStatistics` counts alike in training). With latents also
+        ``policy/z_use``, the return of sampled actions that is lost with another episode's. ``frames`` is how long the
+        policy has been trained.
         """
         seed = self.seed_after(frames)
         greedy = self.play(deterministic=True, seed=seed)

@@ -4,6 +4,7 @@
         config.json      every number, library versions, git commit, command
         metrics/         scalars/<name>.csv (frames,value) and TensorBoard events, through TorchRL's loggers
         checkpoints/     <iteration>.rank<r>.pt with a .sha256 beside it
+        run.lock         held by the process that trains here
         videos/          episodes as GIF
 """
 
@@ -17,27 +18,25 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-from torchrl.record import CSVLogger, TensorboardLogger
-from torchrl.record.loggers.common import Logger
 from tqdm import tqdm
 
 from suite import distributed
 from suite.checkpoint import CheckpointError, Checkpoints
+from suite.lock import LOCK, FolderLock
+from suite.loggers import LOGGERS, close_logger, make_logger
 
 LIBRARIES = ("torch", "torchrl", "tensordict", "vmas", "numpy", "gymnasium", "pettingzoo")
-DRAWN = ("probe", "policy", "moa", "codec")  # metrics of these families make a state.png
-LOGGERS = ("csv", "tensorboard", "wandb")
+STORED = {"config": dict, "processes": int, "versions": dict, "commit": str, "command": str}  # in every config.json
 # a resumed run may change these: they do not alter what an iteration computes
 FREE = ("frames", "evaluations", "eval_episodes", "eval_starts", "checkpoint_every", "keep_checkpoints", "loggers",
-        "video", "resume", "overwrite", "run_dir", "quiet")
+        "video", "quiet")
+WHERE = ("resume", "overwrite", "run_dir")  # which folder is meant
 
 
 class Run:
@@ -53,14 +52,15 @@ class Run:
         overwrite: delete the run that is there.
         loggers: names out of ``LOGGERS``.
         quiet: no progress bar.
+        project: of W&B.
         defaults: values of the options that an earlier version did not have, so that its runs can be resumed.
         no_resume: why this run could not be resumed, said before it begins and instead of the command at its end.
     """
 
     def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False, overwrite: bool = False,
                  loggers: Sequence[str] = ("csv", "tensorboard"), keep_checkpoints: int = 2, quiet: bool = False,
-                 defaults: dict[str, Any] | None = None, no_resume: str | None = None):
-        self.path, self.config, self.defaults = Path(path), config, defaults or {}
+                 project: str = "murmur", defaults: dict[str, Any] | None = None, no_resume: str | None = None):
+        self.path, self.config, self.project, self.defaults = Path(path), config, project, defaults or {}
         self.first = distributed.rank() == 0
         self.checkpoints = Checkpoints(self.path / "checkpoints", rank=distributed.rank(), keep=keep_checkpoints)
         for name in loggers:
@@ -69,7 +69,7 @@ class Run:
         self.stored = stored_run(self.path) if resume else None
         self.state = self._resume() if resume else None
         self.finished = self._check_frames(self.state["frames"]) if self.state else False
-        self.overwrite = overwrite
+        self.overwrite, self.lock = overwrite, FolderLock(self.path)
         # a name given twice would write every row twice
         self.logger_names, self.loggers, self.quiet = tuple(dict.fromkeys(loggers)), [], quiet
         self.no_resume = no_resume
@@ -85,12 +85,17 @@ class Run:
         stored = self.defaults | self.stored["config"] | {"processes": self.stored["processes"]}
         given = self.config | {"processes": distributed.world_size()}
         if differences := [f"{key}: {stored.get(key)!r} -> {value!r}" for key, value in given.items()
-                           if key not in FREE and stored.get(key) != value]:
+                           if key not in (*FREE, *WHERE) and stored.get(key) != value]:
             start = launcher(stored["processes"])
             how = "" if stored["processes"] == given["processes"] else f" (it was started by {start} -m <recipe>)"
-            raise ValueError(f"cannot resume {self.path} with another config: " + "; ".join(differences) + how)
+            flags = ", ".join("--" + name.replace("_", "-") for name in FREE)
+            raise ValueError(f"cannot resume {self.path} with another config: {'; '.join(differences)}{how}. What may "
+                             f"change: {flags}")
         if not distributed.any_process(bool(self.checkpoints.paths())):
-            return None  # stopped before its first checkpoint: it begins again
+            if done := _logged(self.path):
+                raise ValueError(f"{self.path} has metrics of {done:,} frames, but no checkpoint to resume from: "
+                                 f"--run-dir {self.path} --overwrite begins it anew and deletes them")
+            return None  # stopped before its first checkpoint, which comes before the first frame: it begins again
         if distributed.world_size() == 1:
             return self.checkpoints.load()
         return self.checkpoints.load(distributed.largest_common(set(self.checkpoints.whole())))
@@ -110,7 +115,7 @@ class Run:
         else:
             frames = 0 if self.state is None else self.state["frames"]
             record = self.stored | record | {"resumed": [*self.stored.get("resumed", []), {"frames": frames, **now}]}
-        _write(self.path / "config.json", json.dumps(record, indent=2))
+        write_whole(self.path / "config.json", json.dumps(record, indent=2))
 
     # ------------------------------------------------------------------ what the trainer calls
 
@@ -144,8 +149,16 @@ class Run:
         """True after Ctrl-C or SIGTERM, on every process as soon as one process was told."""
         return distributed.any_process(self._signal is not None)
 
-    def conclude(self, trainer: Any, *, video: bool, module: str, swap: str) -> None:
-        """Print what came out: returns before and after, the folder, and the commands to watch, resume and swap."""
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program: 0, or 128 and the number of the signal that stopped it."""
+        return 0 if self._signal is None else 128 + self._signal
+
+    def conclude(self, trainer: Any, *, video: bool, module: str, swap: str, again: Sequence[str] = ()) -> None:
+        """Print what came out: returns before and after, the folder, and the commands to watch, resume and swap.
+
+        ``again``: the flags that resuming needs beside its own.
+        """
         self.bar.close()
         if not self.first:
             return
@@ -158,14 +171,13 @@ class Run:
                 lines.append(f"video    {trainer.evaluate.video(self.path / 'videos' / f'{trainer.frames}.gif')}")
             except ValueError as error:  # a task that cannot be drawn is no reason to lose the summary
                 lines.append(f"video    none: {error}")
-        if any((self.path / "metrics" / "scalars" / name).exists() for name in DRAWN):
-            from suite.state_figures import draw_run  # matplotlib takes a second to import
+        from suite.state_figures import draw_run  # matplotlib takes a second to import
 
-            if figure := draw_run(self.path):
-                lines.append(f"figure   {figure}")
+        if figure := draw_run(self.path):
+            lines.append(f"figure   {figure}")
         more = "" if stopped else f" --frames {2 * self.config.get('frames', trainer.frames)}"
         start = f"{launcher(distributed.world_size())} -m {module}"
-        resume = f"{start} --resume {self.path}{more}"
+        resume = " ".join([f"{start} --resume {self.path}{more}", *again])
         lines += [f"run      {self.path}", f"watch    tensorboard --logdir {self.path}",
                   f"resume   {resume if self.no_resume is None else f'not possible: {self.no_resume}'}",
                   f"swap     {start} {swap}"]
@@ -182,20 +194,14 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.first:
-            if self.stored is None:
-                _check_free(self.path, self.overwrite)
             try:
-                if self.stored is None and self.path.exists():
-                    shutil.rmtree(self.path)
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._write_config()
-                # a run at its first frame evaluates again
-                kept = -1 if self.state is None else self.state["frames"] or -1
-                _trim(self.path / "metrics" / "scalars", kept)
-                purge = None if self.stored is None else kept + 1
-                self.loggers = [_make_logger(name, self.path, purge) for name in self.logger_names]
+                self._open()
             except OSError as error:
+                self.lock.release()
                 raise ValueError(f"cannot write the run folder {self.path}: {error}") from error
+            except BaseException:
+                self.lock.release()
+                raise
             if self.finished:
                 print(f"note: {self.path} has all its frames: --frames with more of them trains on", file=sys.stderr)
             if self.no_resume is not None:
@@ -206,13 +212,32 @@ class Run:
         self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
+    def _open(self) -> None:
+        """Take the folder, empty it for a new run, and begin to write."""
+        if self.stored is None:
+            if (self.path / "config.json").exists() and (self.path / LOCK).exists():
+                self.lock.take()  # that somebody trains there is said first
+            _check_free(self.path, self.overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
+        if self.stored is None:
+            _clear(self.path)
+        self._write_config()
+        # a run at its first frame evaluates again
+        kept = -1 if self.state is None else self.state["frames"] or -1
+        _trim(self.path / "metrics" / "scalars", kept)
+        purge = None if self.stored is None else kept + 1
+        self.loggers = [make_logger(name, self.path, purge_step=purge, project=self.project, config=self.config)
+                        for name in self.logger_names]
+
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self.bar.close()
         for logger in self.loggers:
-            _close(logger)
+            close_logger(logger)
         self.loggers = []
+        self.lock.release()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None:  # asked twice: leave at once, the last checkpoint stays
@@ -245,7 +270,15 @@ def stored_run(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "config.json"
     if not file.exists():
         raise ValueError(f"{path} is not a run folder: it has no config.json")
-    return json.loads(file.read_text())
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is truncated or altered: {error}") from None
+    for name, kind in STORED.items():
+        value = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(f"{file} is not as a run writes it: {name} is {value!r}, expected {kind.__name__}")
+    return record
 
 
 @contextmanager
@@ -285,43 +318,12 @@ def _git(*command: str) -> str:
     return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout.strip()
 
 
-class _Board(TensorboardLogger):
-    """TorchRL's logger on a writer that hides what was logged from ``purge_step`` on: a resumed run logs it again."""
-
-    def __init__(self, path: Path, purge_step: int | None):
-        self.purge_step = purge_step
-        super().__init__(exp_name="metrics", log_dir=str(path))
-
-    def _create_experiment(self) -> SummaryWriter:
-        writer = SummaryWriter(log_dir=str(Path(self.log_dir) / self.exp_name), purge_step=self.purge_step)
-        writer.flush()  # hidden from now on, not only once the resumed run has logged
-        return writer
-
-
-def _make_logger(name: str, path: Path, purge_step: int | None) -> Logger:
-    if name == "csv":
-        return CSVLogger(exp_name="metrics", log_dir=str(path))
-    if name == "tensorboard":
-        return _Board(path, purge_step)
-    from torchrl.record import WandbLogger
-
-    (path / "metrics").mkdir(exist_ok=True)
-    file = path / "metrics" / "wandb.id"  # a resumed run goes on in the same W&B run
-    if not file.exists():
-        _write(file, uuid.uuid4().hex[:12])
-    try:
-        return WandbLogger(exp_name=str(path), project="cooperative", save_dir=str(path / "metrics"),
-                           id=file.read_text(), config=stored_run(path)["config"])
-    except ImportError as error:
-        raise ValueError(f"logger 'wandb' needs the extra: pip install -e '.[wandb]' ({error})") from error
-
-
 def _check_free(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
         raise ValueError(f"{path} is a file; name a folder with --run-dir")
-    if any(path.iterdir()):
+    if any(entry.name != LOCK for entry in path.iterdir()):  # a process killed before it wrote its config leaves that
         is_run = (path / "config.json").exists()
         if not overwrite:
             reason = stored_run(path).get("no_resume") if is_run else None
@@ -331,20 +333,27 @@ def _check_free(path: Path, overwrite: bool) -> None:
             raise ValueError(f"{path} is not a run folder (it has no config.json), so --overwrite does not delete it")
 
 
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
+def _clear(path: Path) -> None:
+    """Delete a run but for the lock on it; config.json last, so that what is left of a half deleted one is a run."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == "config.json"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once: who reads it meanwhile, or after a kill, finds the old text or the new one."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     aside.write_text(text)
     os.replace(aside, path)
 
 
-def _close(logger: Any) -> None:
-    if isinstance(logger, CSVLogger):
-        for file in logger.experiment.files.values():
-            file.close()
-    elif isinstance(logger, TensorboardLogger):
-        logger.experiment.close()  # else its thread writes on, into a folder that may be gone
-    else:
-        logger.experiment.finish()
+def _logged(path: Path) -> int:
+    """The last frame that the metrics of a run folder have a row of."""
+    files = (path / "metrics" / "scalars").rglob("*.csv")
+    rows = (line for file in files for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
+    return max((int(row.split(",")[0]) for row in rows), default=0)
 
 
 def _trim(folder: Path, frames: int) -> None:
@@ -353,4 +362,4 @@ def _trim(folder: Path, frames: int) -> None:
         lines = file.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= frames]
         if len(kept) < len(lines):
-            _write(file, "".join(kept))
+            write_whole(file, "".join(kept))

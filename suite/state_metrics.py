@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from suite.modules.gaussian import Direction, kl_divergence, kl_to_unit, nll
+from suite.modules.gaussian import LOG_SQRT_2PI, Direction, kl_divergence, kl_to_unit, nll
 
 Gaussian = tuple[Tensor, Tensor]  # mean and log-sigma
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -63,7 +63,7 @@ def categorical_entropy(logits: Tensor) -> Tensor:
 
 
 def action_prediction(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, frequencies: Tensor,
-                      previous: Tensor | None = None, entropy: Tensor | None = None,
+                      previous: Tensor | None = None, repeats: Tensor | None = None, entropy: Tensor | None = None,
                       dim: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Predictions of the others' discrete actions against what needs no model.
 
@@ -72,7 +72,8 @@ def action_prediction(logits: Tensor, target: Tensor, weight: Tensor | None = No
         target: int64 [..., N, P], what j did.
         weight: [..., N, P].
         frequencies: [N, P, A] of the training actions, from `action_frequencies`.
-        previous: int64 [..., N, P], what j did one step before.
+        previous: int64 [..., N, P], what j did one step before; repeats: the weight of its comparison, where that is
+            not known of all; None: ``weight``.
         entropy: [..., N, P] of the policy that acted: no model can be below its mean, except by sampling noise.
         dim: average over these dimensions only, for curves over time steps or pairs; None: all.
 
@@ -90,7 +91,7 @@ def action_prediction(logits: Tensor, target: Tensor, weight: Tensor | None = No
         "acc_marginal": _mean(_same(frequencies.argmax(-1), target, logits), weight, dim),
     }
     if previous is not None:
-        found["acc_repeat"] = _mean(_same(previous, target, logits), weight, dim)
+        found["acc_repeat"] = _mean(_same(previous, target, logits), weight if repeats is None else repeats, dim)
     if entropy is not None:
         found["ce_floor"] = _mean(entropy.to(logits.dtype), weight, dim)
         found["skill"] = skill(found["ce"], found["ce_marginal"], found["ce_floor"], least=LEAST_GAP)
@@ -114,13 +115,17 @@ def calibration_error(probabilities: Tensor, target: Tensor, weight: Tensor | No
     return torch.where(total > 0, per_bin.abs().sum() / total, 0.0)
 
 
-def action_moments(target: Tensor, weight: Tensor | None = None) -> Gaussian:
-    """Mean and log-sigma [N, P, d] of each other agent's continuous actions [..., N, P, d], as a marginal baseline."""
+def action_moments(target: Tensor, weight: Tensor | None = None, dims: Tensor | None = None) -> Gaussian:
+    """Mean and log-sigma [N, P, d] of each other agent's continuous actions [..., N, P, d], as a marginal baseline.
+
+    Where ``dims`` bool [N, P, d] is False there is no action, but padding of zeros, which has a likelihood of 1.
+    """
     rows = target.flatten(0, -4)
     weight = None if weight is None else weight.unsqueeze(-1).expand_as(target).flatten(0, -4)
     mean = _mean(rows, weight, (0,))
     variance = _mean((rows - mean).square(), weight, (0,))
-    return mean, 0.5 * variance.clamp_min(LEAST_VARIANCE).log()
+    log_sigma = 0.5 * variance.clamp_min(LEAST_VARIANCE).log()
+    return mean, log_sigma if dims is None else torch.where(dims, log_sigma, -LOG_SQRT_2PI)
 
 
 def gaussian_entropy(log_sigma: Tensor) -> Tensor:
@@ -129,21 +134,26 @@ def gaussian_entropy(log_sigma: Tensor) -> Tensor:
 
 
 def continuous_action_prediction(prediction: Gaussian, target: Tensor, weight: Tensor | None = None, *,
-                                 marginal: Gaussian, previous: Tensor | None = None, entropy: Tensor | None = None,
+                                 marginal: Gaussian, previous: Tensor | None = None, repeats: Tensor | None = None,
+                                 entropy: Tensor | None = None, dims: Tensor | None = None,
                                  dim: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The same for continuous actions: mean and log-sigma [..., N, P, d] for targets [..., N, P, d].
 
+    ``dims`` bool [N, P, d] is False in padding, which no squared error counts; predictions and ``marginal`` give it a
+    likelihood of 1.
+
     Returns:
         nll (summed over d), mse (mean over d), nll_marginal, mse_marginal; mse_repeat with ``previous``; nll_floor and
-        skill with ``entropy`` [..., N, P], the differential entropy of the policy that acted.
+        skill with ``entropy`` [..., N, P], the differential entropy of the policy that acted, or an estimate of it such
+        as minus the log-density of what it did.
     """
-    def error(guess: Tensor) -> Tensor:
-        return _mean((guess - target).square().mean(-1), weight, dim)
+    def error(guess: Tensor, weight: Tensor | None = weight) -> Tensor:
+        return _mean(_feature_error(guess, target, dims), weight, dim)
 
     found = {"nll": _mean(nll(*prediction, target), weight, dim), "mse": error(prediction[0]),
              "nll_marginal": _mean(nll(*marginal, target), weight, dim), "mse_marginal": error(marginal[0])}
     if previous is not None:
-        found["mse_repeat"] = error(previous)
+        found["mse_repeat"] = error(previous, weight if repeats is None else repeats)
     if entropy is not None:
         found["nll_floor"] = _mean(entropy, weight, dim)
         found["skill"] = skill(found["nll"], found["nll_marginal"], found["nll_floor"], least=LEAST_GAP)

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from suite import distributed
 from suite.checkpoint import random_state, restore_random_state
 from suite.collector import EpisodeStatistics
+from suite.data import DataSource
 from suite.specs import ALIVE, DONE, REWARD, TERMINATED
 from suite.update import Update, check_ownership
+
+PARAMETER_NORM = "parameters/norm"  # of all that is trained, not logged
 
 
 class Trainer:
@@ -85,13 +88,14 @@ class Trainer:
             collected = time.perf_counter()
             metrics = self.iterate(batch)
             row = self._to_host(metrics)
+            norm = row.pop(PARAMETER_NORM)
             end = time.perf_counter()
             self.iteration += 1
             self.seconds += end - start
             row |= {"time/collect": collected - start, "time/update": end - collected, "time/total": self.seconds,
                     "time/frames_per_second": distributed.world_size() * batch.numel() / (end - start)}
             self.run.log(row, frames=self.frames)
-            self._check_finite(row)
+            self._check_finite(row, norm)
             last = self.collector.frames >= self.collector.total_frames
             if last or _due(self.iteration, self.evaluate_every):
                 self._evaluate(batch)
@@ -105,7 +109,10 @@ class Trainer:
         return self.collector.frames * distributed.world_size()
 
     def iterate(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Everything that one batch [N, T] causes; metrics as 0-d tensors, without host synchronisation."""
+        """Everything that one batch [N, T] causes; metrics as 0-d tensors, without host synchronisation.
+
+        A loss may ask the host itself, such as one that counts finished episodes, and says so where it does.
+        """
         self.receive(batch)
         for schedule in self.schedules:
             schedule((self.collector.frames - batch.numel()) / self.collector.total_frames)
@@ -135,8 +142,7 @@ class Trainer:
             batch["next", *key] = batch["next", source].unsqueeze(-2).expand(task.shape) | left
         for loss in self.losses:
             loss.receive(batch)
-        for source in self.early_sources:
-            source.extend(batch)
+        self._extend(self.early_sources, batch)
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -156,22 +162,34 @@ class Trainer:
         batch["next", *REWARD] = sum(weight * terms[name] for name, weight in self.reward_weights.items())
         for estimator in self.estimators:
             estimator(batch)
-        for source in self.sources:
-            if source not in self.early_sources:
-                source.extend(batch)
+        self._extend([source for source in self.sources if source not in self.early_sources], batch)
         return metrics | {f"reward/{name}": value.mean() for name, value in terms.items()}
+
+    def _extend(self, sources: Sequence[DataSource], batch: TensorDictBase) -> None:
+        for source in sources:
+            try:
+                source.extend(batch)
+            except KeyError as error:
+                for update in self.updates:
+                    if update.data.owner is source:
+                        update.check_keys(batch, error)
+                raise
 
     # ------------------------------------------------------------------ logging, checks, checkpoints
 
     def _to_host(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """The one synchronisation of an iteration."""
+        """The one synchronisation of an iteration; with the metrics goes whether a checkpoint may be written."""
+        trained = [param for u in self.updates for part in u.optimizers for param in u.params[part]]
+        with torch.no_grad():
+            norm = nn.utils.get_total_norm(trained, 1.0)  # finite if and only if they are
+        metrics = metrics | {PARAMETER_NORM: norm.to(metrics["episode/count"].device)}
         values = distributed.average(torch.stack([value.float() for value in metrics.values()])).tolist()
         row = dict(zip(metrics, values, strict=True))
         count = row.pop("episode/count")
         sums = {key: row.pop(key) for key in list(row) if key.startswith("episode/")}
         return row | ({key: total / count for key, total in sums.items()} if count else {})
 
-    def _check_finite(self, row: dict[str, float]) -> None:
+    def _check_finite(self, row: dict[str, float], norm: float) -> None:
         bad = {key: value for key, value in row.items() if not math.isfinite(value)}
         for key in bad:
             name, _, metric = key.partition("/")
@@ -180,6 +198,12 @@ class Trainer:
             if metric.startswith(("loss_", "grad_norm")):
                 losses = {k: v for k, v in row.items() if k.startswith(f"{name}/")}
                 raise FloatingPointError(f"update {name!r} met a non-finite value at frame {self.frames}: {losses}")
+        if not math.isfinite(norm):
+            found = {update.name: parts for update in self.updates if (parts := update.non_finite())}
+            where = ", ".join(f"part {part!r} of update {name!r}" for name, parts in found.items() for part in parts)
+            losses = {k: v for k, v in row.items() if k.partition("/")[0] in found}
+            raise FloatingPointError(f"non-finite parameters at frame {self.frames} in {where}, after finite losses: "
+                                     f"{losses}; a part with max_grad_norm also logs the norm of its gradient")
 
     def _evaluate(self, batch: TensorDictBase | None = None) -> None:
         if self.evaluate is None or distributed.rank() != 0:

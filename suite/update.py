@@ -80,7 +80,11 @@ class Update:
         """All minibatches of one iteration; metrics as 0-d tensors, named ``update/metric``: means, or the first's."""
         if not self.optimizers:
             return {}
-        steps = [self.step(minibatch) for minibatch in self.data(batch, self.keys)]
+        try:
+            steps = [self.step(minibatch) for minibatch in self.data(batch, self.keys)]
+        except KeyError as error:
+            self.check_keys(batch, error)
+            raise
         keys = dict.fromkeys(key for step in steps for key in step)
         found = {key: [step[key] for step in steps if key in step] for key in keys}
         return {f"{self.name}/{key}": values[0] if key.startswith(FIRST_STEP) else torch.stack(values).mean()
@@ -97,11 +101,7 @@ class Update:
         return out
 
     def _take(self, turn: _Turn, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        if self.autocast is None:
-            total, metrics = turn.compute(minibatch)
-        else:
-            with torch.autocast(self.device_type, self.autocast):
-                total, metrics = turn.compute(minibatch)
+        total, metrics = self._forward(turn, minibatch)
         out = {key: value.clone() for key, value in metrics.items()} if self.compiled else metrics
         optimizers = {part: optimizer for part, optimizer in self.optimizers.items() if part in turn.trained}
         for part in optimizers:
@@ -117,6 +117,19 @@ class Update:
         for target in turn.targets:
             target.step()
         return out
+
+    def _forward(self, turn: _Turn, minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            if self.autocast is None:
+                total, metrics = turn.compute(minibatch)
+            else:
+                with torch.autocast(self.device_type, self.autocast):
+                    total, metrics = turn.compute(minibatch)
+        except KeyError as error:
+            raise ValueError(_fault(self, turn.parts, minibatch, error)) from error
+        if total is None or total.ndim or not total.requires_grad:
+            raise ValueError(_fault(self, turn.parts, minibatch))
+        return total, metrics
 
     def _compute(self, parts: dict[str, list], minibatch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         total, out, owners = None, {}, {}
@@ -134,6 +147,19 @@ class Update:
                     value = value.detach()
                     out[name] = value.float().mean() if value.ndim else value
         return total, out
+
+    def check_keys(self, batch: TensorDictBase, cause: KeyError | None = None) -> None:
+        """ValueError if the batch lacks what a loss reads."""
+        has = set(batch.keys(True, True))
+        for part, group in self.parts.items():
+            for loss in group:
+                if absent := [key for key in loss.in_keys if key not in has]:
+                    raise ValueError(f"update {self.name!r}, part {part!r}: {type(loss).__name__} reads {absent}, "
+                                     f"which the batch lacks; it has {sorted(has, key=str)}") from cause
+
+    def non_finite(self) -> list[str]:
+        """Parts with a parameter that is not finite; asks the host, so only for a run that fails anyway."""
+        return [part for part in self.optimizers if not all(param.isfinite().all() for param in self.params[part])]
 
     def state_dict(self) -> dict[str, Any]:
         """Losses, with their targets and buffers, and optimisers."""
@@ -175,6 +201,26 @@ def _turns(parts: dict[str, list], targets: Sequence | dict[str, Sequence],
         raise ValueError(f"delays must be at least 1, got {bad}")
     return [_Turn({part: group}, set(_owned({part: group})), targets.get(part, ()), delay.get(part, 1))
             for part, group in parts.items()]
+
+
+def _fault(update: Update, parts: dict[str, list], minibatch: TensorDictBase, missing: KeyError | None = None) -> str:
+    """What is wrong with the losses of a sum that cannot be minimised, or of a missing key: they run once more."""
+    found = {}
+    for part, group in parts.items():
+        for loss in group:
+            name = f"{type(loss).__name__} in part {part!r}"
+            try:
+                out = dict(loss(minibatch).items())
+            except KeyError as error:
+                return (f"update {update.name!r}: {name} met a KeyError, {error}; of a minibatch it may read what it "
+                        f"names as in_keys: {loss.in_keys}")
+            if wrong := {key: tuple(x.shape) for key, x in out.items() if key.startswith("loss_") and x.ndim}:
+                return f"update {update.name!r}: {name} returns {wrong}, but entries named loss_* have the shape ()"
+            found[name] = sorted(out)
+    if missing is not None:
+        return f"update {update.name!r} met a KeyError, {missing}, among the losses {found}"
+    return (f"update {update.name!r} has nothing to minimise: {found}; some entry of these must be named loss_*, have "
+            "the shape () and depend on a parameter that is trained")
 
 
 def check_ownership(updates: Sequence[Update], modules: Sequence[nn.Module]) -> None:

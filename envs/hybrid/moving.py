@@ -97,7 +97,9 @@ def sliding(state: Mover, choice: Tensor, param: Tensor) -> Step:
     apart = state.drift - state.heading
     along, across = gain + state.speed * apart.cos(), state.speed * apart.sin()
     pushed, braked = choice == ACCELERATE, _braked(state.speed, choice)
-    speed = torch.where(pushed, torch.hypot(along, across), braked)
+    # by the law of cosines: a push straight back by the whole speed leaves exactly none, which success asks for
+    squared = gain.square() + state.speed.square() + 2 * gain * state.speed * apart.cos()
+    speed = torch.where(pushed, squared.clamp_min(0.0).sqrt(), braked)
     drift = torch.where(pushed, state.heading + torch.atan2(across, along), state.drift)
     drift = torch.where((choice == BRAKING) & (speed == 0), state.heading, drift)
     heading = _turned(state.heading, turn, choice)

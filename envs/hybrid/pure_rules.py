@@ -29,6 +29,7 @@ class PureRules(HybridEnv):
     """
 
     ahead: Ahead | None = None
+    look: Callable[[Any], Tensor] | None = None  # a state is set before the rules are
 
     def _set_rules(self, rules: Callable[[Any, Tensor, Tensor], Step], look: Callable[[Any], Tensor],
                    backend: str | None) -> None:
@@ -78,7 +79,7 @@ class PureRules(HybridEnv):
     def state(self, state: NamedTuple) -> None:
         self.kind, self.sizes = type(state), tuple(1 if part.ndim == 1 else len(part) for part in state)
         self.numbers = _pack(state)
-        if hasattr(self, "look"):
+        if self.look is not None:
             self._see_again()
 
     def row(self, env_index: int) -> NamedTuple:

@@ -12,7 +12,7 @@ from suite.modules.functional import Divergence, gaussian_influence
 from suite.modules.functional import influence as influence_of
 from suite.modules.gaussian import nll, weighted_mean
 from suite.modules.state_model import ACTION_MEMORY, PAST, Inferred, StateModel
-from suite.specs import ACTION, DONE, LOGITS, OBSERVATION, Specs
+from suite.specs import ACTION, DONE, LOG_PROB, LOGITS, OBSERVATION, Specs
 from suite.state_metrics import (
     action_frequencies,
     action_moments,
@@ -20,6 +20,11 @@ from suite.state_metrics import (
     categorical_entropy,
     continuous_action_prediction,
 )
+
+
+def has_entropy(specs: Specs) -> bool:
+    """Whether the entropy of the policies that act is known: padding and scripts have no density."""
+    return specs.discrete or (specs.action_mask is None and specs.controlled is None)
 
 
 class ActionModelLoss(Loss):
@@ -41,6 +46,7 @@ class ActionModelLoss(Loss):
         super().__init__([*past, ACTION, *(key for key in (present, specs.alive, visible) if key)])
         self.model, self.coef, self.discrete, self.past = model, coef, specs.discrete, past
         self.alive, self.controlled, self.visible, self.sight = specs.alive, specs.controlled, visible, specs.visible
+        self.has_entropy = has_entropy(specs)
 
     def predict(self, td: TensorDictBase) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [..., N, P, E], or mean and log-sigma."""
@@ -83,23 +89,37 @@ class ActionModelLoss(Loss):
     def scores(self, train: TensorDictBase, held: TensorDictBase) -> dict[str, Tensor]:
         """How well the others' actions in ``held`` [n, T] are predicted, see `suite.state_metrics`, as 0-d tensors.
 
-        ``train`` gives the frequencies of the baselines; ``skill`` needs the logits of the policy that acted.
+        ``train`` gives the frequencies of the baselines; ``skill`` needs the logits of the policy that acted, of
+        continuous actions the log-density of what it did.
         """
         target, weight, before = self.targets(held), self.weights(held), self.targets(train)
-        previous = torch.cat([target[:, :1], target[:, :-1]], 1)  # unused where the past is not valid
+        repeats = weight.clone()
+        repeats[:, 0] = 0  # what was done before the batch is not in it
+        common = dict(previous=torch.cat([target[:, :1], target[:, :-1]], 1), repeats=repeats,
+                      entropy=self._entropy(held))
         if not self.discrete:
-            marginal = action_moments(before, self.weights(train))
-            return continuous_action_prediction(self.predict(held), target, weight, marginal=marginal,
-                                                previous=previous)
-        entropy = None
-        if LOGITS in held.keys(True):
-            entropy = categorical_entropy(held[LOGITS])
-            if self.controlled is not None:  # a script is sure of itself
-                entropy = entropy * held[self.controlled]
-            entropy = self._of_others(entropy)
+            dims = self.model.action_model.unpadded
+            marginal = action_moments(before, self.weights(train), dims)
+            return continuous_action_prediction(self.predict(held), target, weight, marginal=marginal, dims=dims,
+                                                **common)
         frequencies = action_frequencies(before, self.model.actions.dim, self.weights(train))
-        return action_prediction(self.predict(held), target, weight, frequencies=frequencies, previous=previous,
-                                 entropy=entropy)
+        return action_prediction(self.predict(held), target, weight, frequencies=frequencies, **common)
+
+    def _entropy(self, td: TensorDictBase) -> Tensor | None:
+        """[..., N, P] of the others' policies, None where that is not known.
+
+        Of continuous actions it is the one that was sampled, minus its log-density as actions are encoded, whose mean
+        is the entropy. Where they are clamped instead of squashed, it is that of the policy before the clamp.
+        """
+        key = LOGITS if self.discrete else LOG_PROB
+        if key not in td.keys(True) or not self.has_entropy:
+            return None
+        if not self.discrete:
+            return self._of_others(-td[LOG_PROB] - self.model.actions.log_reach)
+        entropy = categorical_entropy(td[LOGITS])
+        if self.controlled is not None:  # a script is sure of itself
+            entropy = entropy * td[self.controlled]
+        return self._of_others(entropy)
 
     def networks(self, part: str) -> dict[str, list]:
         """The model of other agents."""

@@ -122,8 +122,14 @@ class Loss(LossModule):
     @classmethod
     def option_names(cls) -> list[str]:
         """Names of the constructor's options, all keyword-only."""
+        return list(cls.option_defaults())
+
+    @classmethod
+    def option_defaults(cls) -> dict[str, Any]:
+        """{option: its default}."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        return {parameter.name: parameter.default for parameter in parameters
+                if parameter.kind is parameter.KEYWORD_ONLY}
 
     def networks(self, part: str) -> dict[str, list[nn.Parameter]]:
         """{part: trainable parameters}: what gets an optimiser and a gradient clipping of its own."""

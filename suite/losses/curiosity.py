@@ -59,7 +59,8 @@ class Curiosity(nn.Module):
     def _curiosity(self, batch: TensorDictBase) -> Tensor:
         predicted, _ = self.world_loss.predict(batch)
         scaler = self.model.scaler
-        return observation_error(predicted, scaler(batch["next", *OBSERVATION]), scaler.mask)
+        return observation_error(predicted, scaler(batch["next", *OBSERVATION]), scaler.mask,
+                                 reduction="mean")
 
     def _disagreement(self, batch: TensorDictBase) -> Tensor:
         predictions, *_ = self.model.world_model.each(*self.world_loss.inputs(batch))

@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from suite.losses.common import Loss
-from suite.losses.world_model import observation_error
+from suite.losses.world_model import Reduction, observation_error
 from suite.modules.gaussian import (
     LOG_SQRT_2PI,
     Direction,
@@ -43,7 +43,8 @@ class Decoder(nn.Module):
 class CVAELoss(Loss):
     """L = L_rec + alpha L_KL, and for the teacher L_T = L_rec(x, y) + beta KL(teacher || N(0, 1)).
 
-    - L_rec = mean |x^ - x|^2 (mean over features that vary; x constant), x^ decoded from z ~ N(student) and the id.
+    - L_rec = mean |x^ - x|^2 (mean over features that vary, or with ``reduction`` sum their sum; x constant), x^
+      decoded from z ~ N(student) and the id.
     - L_KL = KL(student || teacher) (or the reverse), summed over dimensions, w_s with the teacher fixed + w_t with the
       student fixed; without a teacher: KL(student || N(0, 1)).
     - The teacher also sees y, what the others see and do at this step and the task's hidden variables, and
@@ -68,7 +69,7 @@ class CVAELoss(Loss):
                  kl_direction: Direction = "student_to_teacher", kl_weights: tuple[float, float] = (1.0, 0.0),
                  free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x",
                  use_teacher: bool = True, action_coef: float = 0.1, action_in_y: bool = True,
-                 soft_clamp: bool = False):
+                 soft_clamp: bool = False, reduction: Reduction = "mean"):
         optional = (ACTION if action_in_y else None, specs.alive, PRIVILEGED if specs.hidden_dim else None)
         super().__init__([*model.keys, *(key for key in optional if key)])
         n, d, e, h = specs.n_agents, specs.obs_dim, action_in_y * specs.action_dim, specs.hidden_dim
@@ -77,7 +78,7 @@ class CVAELoss(Loss):
         self.kl_weights, self.kl_direction = kl_weights, kl_direction
         self.rec_coef, self.teacher_coef, self.action_coef = rec_coef, teacher_coef, action_coef
         self.free = dict(per_dim=free_bits_dim, total=free_nats)
-        self.rec_target, self.shape = rec_target, (n - 1, d, e, h)
+        self.rec_target, self.reduction, self.shape = rec_target, reduction, (n - 1, d, e, h)
         self._register_padding(model, n, d, specs.action_dim)
         y_dim = (n - 1) * (d + e) + h
         sizes = {"x": model.x_dim, "y": y_dim, "xy": model.x_dim + y_dim}
@@ -128,7 +129,8 @@ class CVAELoss(Loss):
     def _reconstruction(self, x: Tensor, y: Tensor, z: Tensor, weight: Tensor, living: Tensor) -> Tensor:
         target = {"x": x, "y": y, "xy": torch.cat([x, y], -1)}[self.rec_target]
         mask = self._target_mask(living)
-        return weighted_mean(observation_error(self.decoder(z), target, mask), weight * mask.any(-1))
+        error = observation_error(self.decoder(z), target, mask, reduction=self.reduction)
+        return weighted_mean(error, weight * mask.any(-1))
 
     def _weights(self, td: TensorDictBase) -> tuple[Tensor, Tensor]:
         """[..., N]: the past is valid and the agent alive; bool [..., N, P]: others that are alive."""
@@ -162,12 +164,13 @@ class CVAELoss(Loss):
         decoded = self.teacher_decoder(reparameterise(*teacher, torch.randn_like(teacher[0])))
         own, seen, did, hidden = decoded.split([self.model.x_dim, others * d, others * e, h], -1)
         y_seen, y_did, y_hidden = y.split([others * d, others * e, h], -1)
-        error = observation_error(own, x, self._own_mask())
+        error = observation_error(own, x, self._own_mask(), reduction="mean")
         if h:
             error = error + (hidden - y_hidden).square().mean(-1)
         seen, y_seen = (part.unflatten(-1, (others, d)) for part in (seen, y_seen))
         did, y_did = (part.unflatten(-1, (others, e)) for part in (did, y_did))
-        of_others = observation_error(seen, y_seen, self._seen_mask()) + self.action_coef * self._action_nll(did, y_did)
+        of_others = observation_error(seen, y_seen, self._seen_mask(), reduction="mean")
+        of_others = of_others + self.action_coef * self._action_nll(did, y_did)
         error = error + self.beta_teacher * kl_to_unit(*teacher).sum(-1)
         return weighted_mean(error, weight) + weighted_mean(of_others, weight.unsqueeze(-1) * living)
 

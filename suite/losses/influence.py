@@ -18,7 +18,7 @@ from suite.modules.normalizer import RunningMoments
 from suite.state_metrics import LEAST_GAP, skill
 
 InfluenceScale = Literal["none", "std"]
-ERRORS = ("ce", "ce_marginal", "ce_floor")
+ERRORS = ("", "_marginal", "_floor")  # of what moa/skill is made of
 SHARE = 0.1  # of a batch in the average of the errors
 
 
@@ -90,7 +90,8 @@ class Influence(nn.Module):
                              "2")
         found = self.action_loss.scores(batch[:-out], batch[-out:])
         self.batches += 1
-        latest = distributed.average(torch.stack([found[name] for name in ERRORS]).to(self.errors.dtype))
+        error = "ce" if self.action_loss.discrete else "nll"
+        latest = distributed.average(torch.stack([found[error + name] for name in ERRORS]).to(self.errors.dtype))
         self.errors.lerp_(latest, (1 / self.batches).clamp_min(SHARE))
         reached = skill(*self.errors, least=LEAST_GAP)
         self.active.copy_(torch.maximum(self.active, (reached > self.least_skill).to(self.active.dtype)))

@@ -37,9 +37,10 @@ from suite.losses.moa_options import (
     PPOLatent,
     check_options,
     refuse_replay,
+    remarks,
 )
 from suite.losses.social_curiosity import SocialCuriosityLoss
-from suite.losses.world_model import TASK_REWARD, WorldModelLoss
+from suite.losses.world_model import TASK_REWARD, Reduction, WorldModelLoss
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
 from suite.modules.normalizer import RunningMoments
@@ -62,7 +63,8 @@ class MOALoss(Loss):
         moa_coef, obs_coef, reward_coef, cvae_coef, teacher_coef: weights of the losses.
         alpha, alpha_warmup: weight of the KL, reached linearly after that share of the run.
         beta_teacher, teacher_action_coef: see `CVAELoss`. kl_direction, student_pull, teacher_pull, free_bits_dim,
-            free_nats: of the KL; the pulls are its two weights.
+            free_nats: of the KL; the pulls are its two weights. reduction: of squared errors in L_obs and L_rec over
+            features, ``mean`` or ``sum``, the squared norm as it is written.
         rec_target: ``x``, ``y`` or ``xy``. use_teacher: False aligns to N(0, 1). soft_clamp: log-sigma of student and
             teacher by a tanh instead of a clamp, see `GaussianEncoder`.
         x_parts: blocks of the features, joined by "+": obs, moa, wm_residual.
@@ -82,8 +84,8 @@ class MOALoss(Loss):
             ppo_latent=recompute and acting_tau=1.
         joint_update: the models train in PPO's own steps, on its minibatches and epochs, instead of after it (as the
             program of Jaques et al. 2019 does), with rates and clippings of their own; needs held_out=0.
-        others_actions: ``all``, ``visible`` (of those in sight, where the task says who that is), or ``own`` where an
-            agent cannot see what the others did. train_moa_only_when_visible: learn of those in sight only.
+        others_actions: whose last actions an agent is told, at execution too: ``all``, ``visible`` (those in sight,
+            where the task says who that is), or its ``own`` only. train_moa_only_when_visible: learn of those in sight.
         memory, memory_dim: ``gru`` gives the model of the others and the student a memory of that size each (on-policy
             algorithms only), trained on whole rows of the batch, or on chunks of ``memory_chunk`` steps.
         moa_inputs: of the model of the others: the step before (``prev``), or also what is seen now (``prev+obs``).
@@ -99,9 +101,9 @@ class MOALoss(Loss):
             ``jsd`` (discrete actions only), or of continuous ones with influence_samples.
         social_curiosity: weight of the reward term of `SocialCuriosityLoss`, 0.001 in its program, whose model learns
             with the others; social_forward: share of its forward error in what it learns from.
-        influence_skill: what moa/skill must have exceeded once (discrete actions only), influence_decay: share of the
-            run, at its end, over which it falls to 0, influence_scale: ``std`` counts in deviations of the task's
-            reward; see `Influence`. For cooperative tasks 0.2, 0.5, std and a weight of 0.01.
+        influence_skill: what moa/skill must have exceeded once, influence_decay: share of the run, at its end, over
+            which it falls to 0, influence_scale: ``std`` counts in deviations of the task's reward; see `Influence`.
+            For cooperative tasks they are right with a weight of 0.01; 0, 0 and ``none`` pay what is measured.
         ensemble: world models, whose mean predicts. continue_head: they also predict whether the episode goes on.
         symlog_reward, shared_reward: see `WorldModelLoss`. wm_use_z: the world model also reads the latent of the step
             (its mean as it acted, a constant; for predictions further ahead that of their start).
@@ -121,7 +123,8 @@ class MOALoss(Loss):
                  moa_coef: float = 1.0, obs_coef: float = 1.0, reward_coef: float = 1.0, cvae_coef: float = 1.0,
                  teacher_coef: float = 1.0, alpha: float = 0.03, alpha_warmup: float = 0.2, beta_teacher: float = 0.03,
                  kl_direction: Direction = "student_to_teacher", student_pull: float = 1.0, teacher_pull: float = 0.0,
-                 free_bits_dim: float = 0.0, free_nats: float = 0.0, rec_target: Target = "x", use_teacher: bool = True,
+                 free_bits_dim: float = 0.0, free_nats: float = 0.0, reduction: Reduction = "mean",
+                 rec_target: Target = "x", use_teacher: bool = True,
                  teacher_action_coef: float = 0.1, soft_clamp: bool = False,
                  x_parts: str = "obs+moa+wm_residual", actor_inputs: ActorInputs = "obs+z",
                  policy_latent: PolicyLatent = "mean", critic_z: CriticLatent = "student",
@@ -132,8 +135,7 @@ class MOALoss(Loss):
                  curiosity: float = 0.0, influence: float = 0.0, shuffle_z: bool = False, held_out: float = 0.125,
                  memory: MemoryKind = "none", memory_dim: int = 128, memory_chunk: int = 0,
                  influence_divergence: Divergence = "kl", influence_samples: int = 16, influence_max: float = 10.0,
-                 influence_skill: float = 0.0,
-                 influence_decay: float = 0.0, influence_scale: InfluenceScale = "none",
+                 influence_skill: float = 0.2, influence_decay: float = 0.5, influence_scale: InfluenceScale = "std",
                  train_moa_only_when_visible: bool = False,
                  cvae_grad_to_moa: bool = False, moa_inputs: ActionInputs = "prev", moa_factorised: bool = False,
                  moa_sigma: float = 0.0,
@@ -144,7 +146,7 @@ class MOALoss(Loss):
                  horizon: int = 3, imagination_mix: float = 0.5, imagination_weight: float = 0.25,
                  imagination_every: int = 1, imagination_skill: float = 0.5, imagination_reward_skill: float = 0.0):
         options = {name: value for name, value in locals().items() if name in self.option_names()}
-        check_options(specs, options)
+        check_options(specs, options, self.option_defaults())
         super().__init__()
         self.specs, self.options, self.held_out, self.acting_tau = specs, options, held_out, acting_tau
         self.total_frames = self.frames = self.iterations = 0
@@ -158,13 +160,14 @@ class MOALoss(Loss):
         self.reward_moments = RunningMoments((1,))
         self.action_loss = ActionModelLoss(specs, self.model, coef=moa_coef, only_visible=train_moa_only_when_visible)
         self.world_loss = WorldModelLoss(specs, self.model, torch.ones(()), obs_coef=obs_coef, reward_coef=reward_coef,
-                                         huber=huber, symlog_reward=symlog_reward, shared_reward=shared_reward)
+                                         reduction=reduction, huber=huber, symlog_reward=symlog_reward,
+                                         shared_reward=shared_reward)
         self.cvae_loss = CVAELoss(specs, self.model, latent_dim=latent_dim, cells=cells, alpha=alpha * cvae_coef,
                                   rec_coef=cvae_coef, teacher_coef=teacher_coef, beta_teacher=beta_teacher,
                                   kl_direction=kl_direction, kl_weights=(student_pull, teacher_pull),
                                   free_bits_dim=free_bits_dim, free_nats=free_nats, rec_target=rec_target,
                                   use_teacher=use_teacher, action_coef=teacher_action_coef, soft_clamp=soft_clamp,
-                                  action_in_y=critic_z != "teacher_no_action")
+                                  action_in_y=critic_z != "teacher_no_action", reduction=reduction)
         self._pay(options)
         self.in_keys = list(dict.fromkeys(key for loss in self._losses().values() for key in loss.in_keys))
         self.__dict__.update(imagination=None, actor=None)  # set by `estimators`; they are no part of this loss
@@ -185,7 +188,8 @@ class MOALoss(Loss):
                                    alive=self.specs.alive)
         self.influence = Influence(self.action_loss, self.reward_moments, held_out=self.held_out,
                                    divergence=options["influence_divergence"], limit=options["influence_max"],
-                                   least_skill=options["influence_skill"], decay=options["influence_decay"],
+                                   least_skill=options["influence_skill"] if options["influence"] else 0.0,
+                                   decay=options["influence_decay"],
                                    scale=options["influence_scale"], samples=options["influence_samples"])
         self.reward_keys = [LOGITS] if self.specs.discrete else []
 
@@ -238,9 +242,9 @@ class MOALoss(Loss):
     # ------------------------------------------------------------------ statistics, schedule, reward
 
     def plan(self, frames: int) -> list[str]:
-        """The schedules need the length; no warnings."""
+        """The schedules need the length; what is assumed, and what may never count."""
         self.total_frames = frames
-        return []
+        return remarks(self.specs, self.options)
 
     def receive(self, batch: TensorDictBase) -> None:
         """Keep the task's reward as it is, before any shaping, write what only the critic reads; set the schedules."""

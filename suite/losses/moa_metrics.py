@@ -12,7 +12,7 @@ from torch import Tensor
 from suite.latent_probes import probe_latents
 from suite.losses.world_model import TASK_REWARD
 from suite.modules.state_model import LATENT, PAST
-from suite.specs import ACTION, DONE, IS_INIT, OBSERVATION, PRIVILEGED, Specs
+from suite.specs import ACTION, IS_INIT, OBSERVATION, PRIVILEGED, Specs
 from suite.state_metrics import (
     as_floats,
     joint_gain,
@@ -79,7 +79,7 @@ def _world(loss: MOALoss, held: TensorDictBase) -> dict[str, Tensor]:
         return model.world_model(observation, joint, *known)[0] * mask  # what it says of padding is not learned
 
     out["gain_joint"] = joint_gain(step, u, after, own, others, alive, dims=mask)
-    done = held["next", *DONE][..., 0, 0]
+    done = held["next", "done"].squeeze(-1)  # an agent's own flag also says that it has left
     guesses: dict[str, ExpectedOthers | None] = {"true": None}
     if not model.action_model.sees_present:  # it would have to be shown the observation that is predicted
         guesses["moa"] = ExpectedOthers(loss, held)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
+from suite.losses.action_model import has_entropy
 from suite.losses.curiosity import TERMS, Scale
 from suite.losses.cvae import Target
 from suite.losses.imagination import Kind, check_imagination, refuse
 from suite.losses.influence import InfluenceScale
+from suite.losses.world_model import Reduction
 from suite.modules.functional import Divergence
 from suite.modules.gaussian import Direction
 from suite.modules.state_model import PARTS, ActionInputs, OthersActions, PolicyLatent
@@ -23,20 +27,23 @@ CONTROLS = ("obs+past", "obs+hidden")  # actor inputs without any model
 WORDS = {"kl_direction": Direction, "rec_target": Target, "actor_inputs": ActorInputs, "others_actions": OthersActions,
          "moa_inputs": ActionInputs, "policy_latent": PolicyLatent, "memory": MemoryKind,
          "influence_divergence": Divergence, "influence_scale": InfluenceScale, "curiosity_scale": Scale,
-         "imagination": Kind, "critic_z": CriticLatent, "critic_latents": CriticLatents, "ppo_latent": PPOLatent}
+         "imagination": Kind, "reduction": Reduction, "critic_z": CriticLatent, "critic_latents": CriticLatents,
+         "ppo_latent": PPOLatent}
 POSITIVE = ("latent_dim", "acting_tau", "num_cells", "depth", "memory_dim", "ensemble", "imagination_every", "lr",
             "epochs", "max_grad_norm", "influence_max")
-SHARES = ("acting_tau", "influence_decay", "social_forward")
+SHARES = ("acting_tau", "alpha_warmup", "influence_decay", "social_forward")
 ANY_SIGN = ("imagination_reward_skill",)  # of predictions worse than a constant it is negative
 
 
-def check_options(specs: Specs, options: dict[str, Any]) -> None:
-    """ValueError for a wrong value, naming it and what is allowed, or for what the task cannot give."""
+def check_options(specs: Specs, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """ValueError for a wrong value, naming it and what is allowed, for what the task cannot give, or nobody reads."""
     if specs.n_agents < 2:
         raise ValueError("loss 'moa' models other agents, but the task has a single agent")
     for name, value in options.items():
-        unsigned = isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ANY_SIGN
-        if unsigned and value < 0:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and not math.isfinite(value):
+            raise ValueError(f"{name} of loss 'moa' must be a finite number, got {value}")
+        if number and value < 0 and name not in ANY_SIGN:
             raise ValueError(f"{name} of loss 'moa' must not be negative, got {value}")
     for name, words in WORDS.items():
         if options[name] not in get_args(words):
@@ -58,28 +65,70 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
     _check_action_model(specs, options)
     _check_parts(options["x_parts"])
     _check_task(specs, options)
+    _check_unread(options, defaults)
+
+
+def remarks(specs: Specs, options: dict[str, Any]) -> list[str]:
+    """What a run should know before it begins: what is assumed, and what may never count."""
+    out = []
+    if specs.visible and options["others_actions"] == "all" and options["actor_inputs"] not in ("obs", "obs+hidden"):
+        out.append("the task says who sees whom, but every agent is assumed to be told what all others did at the step "
+                   "before, at execution too: others_actions=visible or own assume less")
+    if options["imagination"] != "none" and options["imagination_skill"] > 0:
+        out.append(f"imagination counts in batches with wm/obs_skill_1 above {options['imagination_skill']} and "
+                   f"wm/rew_r2 above {options['imagination_reward_skill']}, perhaps in none: imagination/active tells")
+    return out
+
+
+class Part(NamedTuple):
+    """Options that nobody reads unless something else is chosen, and how that is done."""
+
+    remedy: str
+    chosen: Callable[[dict[str, Any]], Any]
+    names: tuple[str, ...]
+
+
+OPTIONS_OF = (
+    Part("give influence a weight", lambda o: o["influence"],
+         ("influence_max", "influence_skill", "influence_decay", "influence_scale")),
+    Part("give influence or social_curiosity a weight", lambda o: o["influence"] or o["social_curiosity"],
+         ("influence_divergence", "influence_samples")),
+    Part("give social_curiosity a weight", lambda o: o["social_curiosity"], ("social_forward",)),
+    Part("give curiosity a weight", lambda o: o["curiosity"], ("curiosity_scale",)),
+    Part("give memory=gru", lambda o: o["memory"] != "none", ("memory_dim", "memory_chunk")),
+    Part("give imagination", lambda o: o["imagination"] != "none",
+         ("horizon", "imagination_skill", "imagination_reward_skill")),
+    Part("give imagination=expand", lambda o: o["imagination"] == "expand", ("imagination_mix",)),
+    Part("give imagination=dyna or decentralised", lambda o: o["imagination"] in ("dyna", "decentralised"),
+         ("imagination_weight", "imagination_every")),
+    Part("leave use_teacher at True", lambda o: o["use_teacher"],
+         ("teacher_coef", "beta_teacher", "teacher_action_coef", "kl_direction", "student_pull", "teacher_pull")),
+    Part("leave free_bits_dim at 0", lambda o: not o["free_bits_dim"], ("free_nats",)),
+    Part("give actor_inputs with z", lambda o: "z" in o["actor_inputs"], ("policy_latent", "shuffle_z")),
+)
+
+
+def _check_unread(options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for remedy, chosen, names in OPTIONS_OF:
+        unread = [name for name in names if options[name] != defaults[name]]
+        if unread and not chosen(options):
+            raise ValueError(f"{unread[0]} of loss 'moa' is read by nobody here: {remedy}, or leave it out")
 
 
 def _check_influence(specs: Specs, options: dict[str, Any]) -> None:
-    given = [name for name in ("influence_skill", "influence_decay") if options[name]]
-    given += ["influence_scale"] * (options["influence_scale"] != "none")
-    if given and not options["influence"]:
-        raise ValueError(f"{given[0]} of loss 'moa' is of its reward term: give influence a weight, or leave it out")
-    if options["social_forward"] != 0.5 and not options["social_curiosity"]:
-        raise ValueError("social_forward of loss 'moa' is of its reward term: give social_curiosity a weight, or leave "
-                         "it out")
     if options["influence_skill"] >= 1:
         raise ValueError(f"influence_skill of loss 'moa' is a skill below 1, got {options['influence_skill']}")
-    continuous = {"influence_divergence": options["influence_divergence"] != "kl",
-                  "influence_skill": bool(options["influence_skill"])}
-    if not specs.discrete and (wrong := [name for name, given in continuous.items() if given]):
-        raise ValueError(f"{wrong[0]} of loss 'moa' is for discrete actions: leave it out")
+    if not specs.discrete and options["influence_divergence"] != "kl":
+        raise ValueError("influence_divergence of loss 'moa' is for discrete actions: leave it out")
+    if options["influence"] and options["influence_skill"] and not has_entropy(specs):
+        raise ValueError("influence_skill of loss 'moa' needs the entropy of the policies, which is not known where "
+                         "some have fewer continuous actions than others or follow a script: give influence_skill=0")
     if not options["influence_samples"] > 1:
         raise ValueError(f"influence_samples of loss 'moa' are the action taken and others: 2 or more, got "
                          f"{options['influence_samples']}")
-    if options["influence_skill"] and not options["held_out"]:
+    if options["influence"] and options["influence_skill"] and not options["held_out"]:
         raise ValueError("influence_skill of loss 'moa' is measured on environments that are held out: give held_out "
-                         "a share above 0")
+                         "a share above 0, or influence_skill=0")
 
 
 def _check_learning(options: dict[str, Any]) -> None:
@@ -159,8 +208,6 @@ def _check_task(specs: Specs, options: dict[str, Any]) -> None:
     trained = (*REWARD_TERMS, "wm_replay", "wm_use_z")
     if options["actor_inputs"] in CONTROLS and (wrong := [name for name in trained if options[name]]):
         raise ValueError(f"actor_inputs {options['actor_inputs']} of loss 'moa' trains no model: leave {wrong[0]} out")
-    if options["memory_chunk"] and options["memory"] == "none":
-        raise ValueError("memory_chunk of loss 'moa' cuts the sequences of a memory: give memory=gru, or leave it at 0")
     asking = {"others_actions=visible": options["others_actions"] == "visible",
               "train_moa_only_when_visible": options["train_moa_only_when_visible"]}
     if wanted := [name for name, asked in asking.items() if asked and specs.visible is None]:

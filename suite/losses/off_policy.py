@@ -29,7 +29,7 @@ class OffPolicyLoss(Loss):
         ]
         self.__dict__["encode"] = TensorDictSequential(*encoders) if encoders else None
 
-    def encoded(self, minibatch: TensorDictBase) -> TensorDictBase:
+    def with_features(self, minibatch: TensorDictBase) -> TensorDictBase:
         """A shallow copy of the minibatch with features of this and of the next observation."""
         td = minibatch.copy()
         if self.encode is not None:
@@ -55,7 +55,7 @@ class MixedQLoss(OffPolicyLoss):
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_q``."""
-        td = self.encoded(minibatch)
+        td = self.with_features(minibatch)
         td["next", "reward"] = minibatch[_next(REWARD)].mean(-2)
         return TensorDict({"loss_q": self.td(td)["loss"]})
 
@@ -64,7 +64,10 @@ class MADDPGLoss(OffPolicyLoss):
     """Deterministic policy gradient with a joint critic per agent (Lowe et al. 2017).
 
     Critic: mean (Q_i(o, a) - (r_i + gamma (1 - terminated) Q_i'(o', mu'(o'))))^2; actor: - mean Q_i(o, mu(o)), where
-    all agents' actions come from the current policy. Target networks on both.
+    all agents' actions come from the current policy, so that an actor climbs the mean of all agents' values (the
+    paper's climbs its own, beside stored actions of the others). Target networks on both. The critic has a row
+    [..., A, 1] per agent, which must know whose it is, else all would learn the mean of the agents' values; see
+    `make_joint_q`.
     """
 
     def __init__(self, actor: TensorDictModule, critic: TensorDictModule, *, gamma: float,
@@ -82,7 +85,7 @@ class MADDPGLoss(OffPolicyLoss):
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_value``, ``loss_actor`` and the mean value."""
-        out = self.td(self.encoded(minibatch))
+        out = self.td(self.with_features(minibatch))
         losses = {key: out[key].mean() for key in ("loss_value", "loss_actor")}
         return TensorDict(losses | {"pred_value": out["pred_value"].detach().mean()})
 

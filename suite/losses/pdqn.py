@@ -47,7 +47,7 @@ class PDQNValueLoss(OffPolicyLoss):
 
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """``loss_value``, the mean value of the choices taken and the mean target."""
-        td = self.encoded(minibatch)
+        td = self.with_features(minibatch)
         target = self._target(td)
         values = self.q.module.every(*[td[key] for key in self.q.in_keys])  # [heads, ..., A, K]
         choice = td[CHOICE].unsqueeze(-1).expand(*values.shape[:-1], 1)

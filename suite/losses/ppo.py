@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from suite import distributed
 from suite.losses.common import Loss
-from suite.modules.functional import clipped_surrogate, clipped_value_error, masked_mean
+from suite.modules.functional import clipped_surrogate, clipped_value_error, huber, masked_mean
 from suite.modules.lowered import Lowered, call
 from suite.specs import ACTION, ADVANTAGE, LOG_PROB, VALUE, VALUE_TARGET
 from suite.update import FIRST_STEP
@@ -41,6 +42,10 @@ class PolicyLoss(Loss):
 
     The advantage is a constant: the batch's, or with ``critic`` given, value target minus that critic's present value
     (EPyMARL recomputes it in every epoch). No gradient reaches the critic, or encoders whose features were stored.
+
+    Own code, though value and gradients are those of TorchRL's ClipPPOLoss and A2CLoss (the tests compare them): these
+    have neither ``critic`` nor ``controlled``, and with the functional parameters and TensorDicts inside ClipPPOLoss
+    takes 1.1 times as long for 2400 frames and 1.35 times for 240 (with a value loss, forth and back, one core).
 
     Args:
         actor: probabilistic policy head; its inputs are read from the minibatch.
@@ -102,19 +107,22 @@ class PolicyLoss(Loss):
             return (minibatch[VALUE_TARGET] - value).squeeze(-1)
 
 
+ValueErrorKind = Literal["l2", "smooth_l1", "huber"]
+VALUE_ERRORS = {"l2": torch.square, "smooth_l1": partial(huber, threshold=1.0), "huber": partial(huber, threshold=10.0)}
+
+
 class ValueLoss(Loss):
     """Error between the critic and the value target, averaged over frames and agents.
 
-    l2: mean (V - G)^2; with ``clip``: mean max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2).
-    smooth_l1: Huber with threshold 1 (not with ``clip``). ``target``, ``old``: keys of G and V_old.
+    l2: mean (V - G)^2; with ``clip``: mean max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2). The other kinds
+    have the Huber error instead of the square: smooth_l1 with threshold 1, huber with 10, as MAPPO's program.
+    ``target``, ``old``: keys of G and V_old.
     """
 
-    def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: Literal["l2", "smooth_l1"],
+    def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: ValueErrorKind,
                  mask: NestedKey | None = None, target: NestedKey = VALUE_TARGET, old: NestedKey = VALUE):
-        if kind not in ("l2", "smooth_l1"):
-            raise ValueError(f"unknown value loss {kind!r}; choose from ['l2', 'smooth_l1']")
-        if clip is not None and kind != "l2":
-            raise ValueError("a clipped value loss is defined for kind 'l2' only")
+        if kind not in VALUE_ERRORS:
+            raise ValueError(f"unknown value loss {kind!r}; choose from {list(VALUE_ERRORS)}")
         super().__init__([*critic.in_keys, target, *([] if clip is None else [old]), *([mask] if mask else [])])
         self.critic, self.clip, self.kind, self.mask = critic, clip, kind, mask
         self.target_key, self.old_key = target, old
@@ -123,12 +131,11 @@ class ValueLoss(Loss):
         """``loss_value`` and the share of variance explained."""
         value = call(self.critic, {key: minibatch[key] for key in self.critic.in_keys})
         target = minibatch[self.target_key]
-        if self.kind == "smooth_l1":
-            error = torch.nn.functional.smooth_l1_loss(value, target, reduction="none")
-        elif self.clip is None:
-            error = (value - target).square()
+        of = VALUE_ERRORS[self.kind]
+        if self.clip is None:
+            error = of(value - target)
         else:
-            error = clipped_value_error(value, minibatch[self.old_key], target, clip=self.clip)
+            error = clipped_value_error(value, minibatch[self.old_key], target, clip=self.clip, error=of)
         alive = minibatch[self.mask].unsqueeze(-1) if self.mask else None
         loss = masked_mean(error, alive)
         with torch.no_grad():

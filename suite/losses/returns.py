@@ -25,7 +25,7 @@ from suite.modules.policies import CRITIC_HIDDEN
 from suite.specs import ADVANTAGE, DONE, IS_INIT, REWARD, TERMINATED, VALUE, VALUE_TARGET
 
 Kind = Literal["gae", "nstep", "padded_nstep"]
-Normalization = Literal["none", "batch", "agent"]
+Normalization = Literal["none", "batch", "agent", "population"]
 
 
 class Returns(ValueEstimatorBase):
@@ -38,7 +38,9 @@ class Returns(ValueEstimatorBase):
             episodes and of the batch.
         kind: ``gae`` (advantage from lambda, target = A + V), ``nstep`` (target = n-step return, A = G - V), or
             ``padded_nstep``: whole episodes, one per row and padded behind ``mask``, as the EPyMARL program has them.
-        normalize: advantages over the whole batch, per agent, or not; over all processes.
+        normalize: advantages over the whole batch, per agent, or not; over all processes. ``population`` is as
+            ``batch``, by the deviation of these very numbers instead of its unbiased estimate, with nothing added
+            (HPPO's program).
         target_tau: None bootstraps from the critic itself; otherwise from a copy that moves by this fraction after
             each iteration (`step_target`).
         target: the network to bootstrap from instead of that copy; only with ``target_tau``.
@@ -187,10 +189,13 @@ class Returns(ValueEstimatorBase):
         """Advantages [N, T, A, 1], standardised as asked for."""
         if self.normalize == "none":
             return advantage
-        dims = (0, 1, 2, 3) if self.normalize == "batch" else (0, 1, 3)
-        mean, var, _ = distributed.moments(advantage, dims, alive)
+        dims = (0, 1, 3) if self.normalize == "agent" else (0, 1, 2, 3)
+        mean, var, count = distributed.moments(advantage, dims, alive)
         if self.normalize == "agent":
             mean, var = mean.unsqueeze(-1), var.unsqueeze(-1)
+        if self.normalize == "population":
+            std = (var * ((count - 1) / count).to(var.dtype)).sqrt()
+            return (advantage - mean) / std.clamp_min(torch.finfo(std.dtype).tiny)  # equal numbers become 0
         return (advantage - mean) / (var.sqrt() + 1e-8)
 
     def get_extra_state(self) -> dict[str, Tensor]:
@@ -206,8 +211,9 @@ def _check(*, kind: str, gamma: float, lmbda: float, n: int, normalize: str, tar
            target_lmbda: float | None) -> None:
     if kind not in get_args(Kind):
         raise ValueError(f"unknown return estimate {kind!r}; choose from {sorted(get_args(Kind))}")
-    if normalize not in ("none", "batch", "agent"):
-        raise ValueError(f"unknown advantage normalisation {normalize!r}; choose from ['agent', 'batch', 'none']")
+    if normalize not in get_args(Normalization):
+        words = sorted(get_args(Normalization))
+        raise ValueError(f"unknown advantage normalisation {normalize!r}; choose from {words}")
     for name, value in (("gamma", gamma), ("gae_lambda", lmbda), ("target_tau", target_tau),
                         ("critic_lambda", target_lmbda)):
         if value is not None and not 0 <= value <= 1:

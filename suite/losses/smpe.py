@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -25,6 +25,7 @@ from suite.latent_use import latent_sensitivity
 from suite.losses.common import Learner, Loss
 from suite.losses.ppo import ValueLoss
 from suite.losses.returns import Returns
+from suite.losses.smpe_options import PRESETS, Bonus, BonusBelief, FilteredTarget, NormLoss, Preset, check_options
 from suite.modules.belief_loss import belief_loss
 from suite.modules.beliefs import (
     AMFilter,
@@ -45,19 +46,6 @@ BELIEF = (GROUP, "belief")  # [N, T, A, k], the mean
 FILTERED = tuple((GROUP, f"filtered_{name}") for name in ("state_value", "value_target", "advantage"))
 
 READY = 25  # minibatches that are made ready at once
-
-# what distinguishes the published program, the printed equations, and the repaired version
-PRESETS: dict[str, dict[str, Any]] = {
-    "official": {"train_filtered_critic": False, "filtered_target": "central", "lr_filtered_critic": None,
-                 "norm_loss": "parameters", "mask_padding": False, "bonus_belief": "sample", "clip_inputs": None,
-                 "reencode": True},
-    "paper": {"train_filtered_critic": True, "filtered_target": "own", "lr_filtered_critic": 5e-5,
-              "norm_loss": "output", "mask_padding": True, "bonus_belief": "sample", "clip_inputs": None,
-              "reencode": True},
-    "fixed": {"train_filtered_critic": True, "filtered_target": "own", "lr_filtered_critic": 5e-5,
-              "norm_loss": "output", "mask_padding": True, "bonus_belief": "mean", "clip_inputs": 10.0,
-              "reencode": False},
-}
 
 
 class SMPELoss(Loss):
@@ -100,21 +88,21 @@ class SMPELoss(Loss):
         ValueError: a single agent, a task without horizon, an unknown word, a number out of range.
     """
 
-    def __init__(self, specs: Specs, *, preset: Literal["official", "paper", "fixed"] = "fixed", latent_dim: int = 32,
-                 rec_coef: float = 0.1, kl_coef: float = 0.1, norm_coef: float = 0.5, lr: float = 5e-4,
-                 lr_filter: float = 5e-4, encode_every: int = 80, encode_steps: int = 225, encode_rows: int = 32,
-                 memory: int = 500, filters: bool = True, filter_layers: int = 1, clip_min: float = 0.3,
-                 clip_max: float = 1.0, filter_every: int = 1, copy_every: int = 2000, filtered_critic: bool = True,
-                 train_filtered_critic: bool | None = None, filtered_target: Literal["own", "central"] | None = None,
-                 lr_filtered_critic: float | None = None, norm_loss: str | None = None, novelty: float = 0.1,
-                 observation_novelty: float = 0.0, bonus_belief: Literal["sample", "mean"] | None = None,
-                 bonus: Literal["rsqrt", "inverse"] = "rsqrt", use_belief: bool = True,
-                 clip_inputs: float | None = None, reencode: bool | None = None, mask_padding: bool | None = None):
+    def __init__(self, specs: Specs, *, preset: Preset = "fixed", latent_dim: int = 32, rec_coef: float = 0.1,
+                 kl_coef: float = 0.1, norm_coef: float = 0.5, lr: float = 5e-4, lr_filter: float = 5e-4,
+                 encode_every: int = 80, encode_steps: int = 225, encode_rows: int = 32, memory: int = 500,
+                 filters: bool = True, filter_layers: int = 1, clip_min: float = 0.3, clip_max: float = 1.0,
+                 filter_every: int = 1, copy_every: int = 2000, filtered_critic: bool = True,
+                 train_filtered_critic: bool | None = None, filtered_target: FilteredTarget | None = None,
+                 lr_filtered_critic: float | None = None, norm_loss: NormLoss | None = None, novelty: float = 0.1,
+                 observation_novelty: float = 0.0, bonus_belief: BonusBelief | None = None, bonus: Bonus = "rsqrt",
+                 use_belief: bool = True, clip_inputs: float | None = None, reencode: bool | None = None,
+                 mask_padding: bool | None = None):
         chosen = {name: value for name, value in locals().items() if name in self.option_names()}
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r} of loss 'smpe'; choose from {sorted(PRESETS)}")
         options = {name: value if chosen[name] is None else chosen[name] for name, value in PRESETS[preset].items()}
-        _check(specs, chosen | options)
+        check_options(specs, chosen | options)
         super().__init__([OBSERVATION, *([specs.alive] if specs.alive and options["mask_padding"] else [])])
         self.specs, self.mask = specs, specs.alive if options["mask_padding"] else None
         self.rec_coef, self.kl_coef, self.norm_coef, self.norm_loss = rec_coef, kl_coef, norm_coef, options["norm_loss"]
@@ -353,32 +341,3 @@ class _WhenDue(DataSource):
         for frames in self.store.samples(1, self.store.steps * size) if size else ():
             for part in frames.split(READY * size):
                 yield from self.loss.ready(part, size).unbind(0)
-
-
-def _check(specs: Specs, options: dict[str, Any]) -> None:
-    if specs.n_agents < 2:
-        raise ValueError("loss 'smpe' models other agents, but the task has a single agent")
-    if specs.horizon is None:
-        raise ValueError("loss 'smpe' counts episodes of the task's horizon, but the task has none: give --max-steps")
-    words = {"filtered_target": ("own", "central"), "norm_loss": ("parameters", "output", "none"),
-             "bonus_belief": ("sample", "mean"), "bonus": ("rsqrt", "inverse")}
-    for name, allowed in words.items():
-        if options[name] not in allowed:
-            raise ValueError(f"{name} of loss 'smpe' must be one of {list(allowed)}, got {options[name]!r}")
-    for name in ("latent_dim", "encode_every", "encode_steps", "encode_rows", "memory", "copy_every", "lr",
-                 "lr_filter"):
-        if not options[name] > 0:
-            raise ValueError(f"{name} of loss 'smpe' must be positive, got {options[name]}")
-    for name in ("rec_coef", "kl_coef", "norm_coef", "filter_every", "novelty", "observation_novelty"):
-        if not options[name] >= 0:
-            raise ValueError(f"{name} of loss 'smpe' must not be negative, got {options[name]}")
-    if not 0 <= options["clip_min"] < options["clip_max"] <= 1:
-        raise ValueError(f"the filter's clamp needs 0 <= clip_min < clip_max <= 1, got {options['clip_min']} and "
-                         f"{options['clip_max']}")
-    if not (options["clip_inputs"] or 0.0) >= 0:
-        raise ValueError(f"clip_inputs of loss 'smpe' must be positive, or 0 for none, got {options['clip_inputs']}")
-    if options["memory"] * specs.horizon < options["encode_rows"]:
-        raise ValueError(f"memory of loss 'smpe' holds {options['memory'] * specs.horizon} frames, fewer than the "
-                         f"encode_rows {options['encode_rows']} of a minibatch")
-    if options["filter_layers"] not in (1, 2):
-        raise ValueError(f"filter_layers of loss 'smpe' must be 1 or 2, got {options['filter_layers']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -16,12 +18,13 @@ from suite.state_metrics import observation_prediction
 
 TASK_REWARD = ("next", GROUP, "task_reward")  # [N, T, A, 1], before any shaping
 NEXT_OBSERVATION = ("next", *OBSERVATION)
+Reduction = Literal["mean", "sum"]
 
 
-def observation_error(predicted: Tensor, target: Tensor, mask: Tensor, *, reduce: str = "mean") -> Tensor:
+def observation_error(predicted: Tensor, target: Tensor, mask: Tensor, *, reduction: Reduction = "sum") -> Tensor:
     """Squared error [...] over the features where ``mask`` [D] or [N, D] is True: their ``sum``, or their ``mean``."""
     total = ((predicted - target).square() * mask).sum(-1)
-    return total if reduce == "sum" else total / mask.sum(-1).clamp_min(1)
+    return total if reduction == "sum" else total / mask.sum(-1).clamp_min(1)
 
 
 class WorldModelLoss(Loss):
@@ -35,18 +38,19 @@ class WorldModelLoss(Loss):
 
     Args:
         model: holds world model, action encoding and scaler. reward_scale: 0-d tensor that rewards are divided by.
-        huber: Huber error (threshold 1) for rewards. symlog_reward: predict symlog(r) instead of r / scale.
+        reduction: ``sum`` adds the squared errors of the features up instead. huber: Huber error (threshold 1) for
+            rewards. symlog_reward: predict symlog(r) instead of r / scale.
         shared_reward: predict one reward for all agents, their mean.
     """
 
     def __init__(self, specs: Specs, model: StateModel, reward_scale: Tensor, *, obs_coef: float = 1.0,
-                 reward_coef: float = 1.0, huber: bool = False, symlog_reward: bool = False,
-                 shared_reward: bool = False):
+                 reward_coef: float = 1.0, reduction: Reduction = "mean", huber: bool = False,
+                 symlog_reward: bool = False, shared_reward: bool = False):
         continues = [("next", *TERMINATED)] if model.world_model.continues else []
         self.read_latent = [("next", *key) for key in model.carried_latent]
         super().__init__([OBSERVATION, *model.previous.keys, NEXT_OBSERVATION, TASK_REWARD, *continues,
                           *self.read_latent, *([specs.alive] if specs.alive else [])])
-        self.model, self.alive, self.huber = model, specs.alive, huber
+        self.model, self.alive, self.huber, self.reduction = model, specs.alive, huber, reduction
         self.obs_coef, self.reward_coef = obs_coef, reward_coef
         self.symlog, self.shared_reward = symlog_reward, shared_reward
         self.register_buffer("reward_scale", reward_scale)
@@ -77,7 +81,7 @@ class WorldModelLoss(Loss):
         """``loss_obs``, ``loss_reward``, and ``loss_continue`` if that is predicted."""
         observation, reward, logit = self.model.world_model.each(*self.inputs(minibatch))
         target = self.model.scaler(minibatch[NEXT_OBSERVATION])
-        error = observation_error(observation, target, self.model.scaler.mask).mean(0)
+        error = observation_error(observation, target, self.model.scaler.mask, reduction=self.reduction).mean(0)
         alive = minibatch[self.alive].to(error.dtype) if self.alive else torch.ones_like(error)
         wanted = self.scaled(minibatch[TASK_REWARD]).expand_as(reward)
         miss = F.huber_loss(reward, wanted, reduction="none") if self.huber else (reward - wanted).square()

@@ -6,6 +6,7 @@ the value of its last observation (``next_value``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -79,10 +80,16 @@ def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor,
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def clipped_value_error(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float) -> Tensor:
-    """Element-wise max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2)."""
+def clipped_value_error(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float,
+                        error: Callable[[Tensor], Tensor] = torch.square) -> Tensor:
+    """Element-wise max(error(V - G), error(V_old + clip(V - V_old, +-clip) - G))."""
     limited = old_value + (value - old_value).clamp(-clip, clip)
-    return torch.maximum((value - target).square(), (limited - target).square())
+    return torch.maximum(error(value - target), error(limited - target))
+
+
+def huber(x: Tensor, threshold: float) -> Tensor:
+    """Element-wise x^2 / 2 up to the threshold, threshold (|x| - threshold / 2) beyond."""
+    return torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=threshold)
 
 
 def influence(own: Tensor, given: Tensor, taken: Tensor, *, divergence: Divergence = "kl") -> Tensor:

@@ -86,10 +86,16 @@ def make_deterministic_actor(specs: Specs, features: dict[NestedKey, int], *, sh
     return TensorDictModule(network.to(device), in_keys=[OBSERVATION, *features], out_keys=[ACTION])
 
 
-def make_joint_q(specs: Specs, *, share: Sharing, agent_id: bool, cells: Sequence[int], activation: str, init: Init,
+def make_joint_q(specs: Specs, *, share: Sharing, cells: Sequence[int], activation: str, init: Init,
                  device: torch.device | str) -> TensorDictModule:
-    """Central action value [..., A, 1] of all observations and all actions, one row per agent."""
-    assemble = JointInput(specs.n_agents, agent_id=agent_id, per_agent=True, has_state=False)
-    in_dim = specs.n_agents * (specs.obs_dim + specs.action_dim) + (specs.n_agents if agent_id else 0)
+    """Central action values [..., A, 1] of all observations and all actions, row i that of agent i.
+
+    All rows see the same, so where agents share parameters each row has a one-hot agent id beside it: else they could
+    not differ, and none could be the value of its agent's own reward.
+    """
+    n, index = specs.n_agents, sharing_index(share, specs.agent_types)
+    shared = n > len(set(index or [0]))
+    assemble = JointInput(n, agent_id=shared, per_agent=True, has_state=False)
+    in_dim = n * (specs.obs_dim + specs.action_dim) + (n if shared else 0)
     network = _agent_mlp(specs, in_dim, 1, assemble, share=share, cells=cells, activation=activation, init=init)
     return TensorDictModule(network.to(device), in_keys=[OBSERVATION, ACTION], out_keys=[STATE_ACTION_VALUE])

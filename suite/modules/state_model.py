@@ -62,6 +62,7 @@ class JointActions(nn.Module):
         if not specs.discrete:
             self.register_buffer("middle", (specs.high + specs.low) / 2, persistent=False)
             self.register_buffer("reach", (specs.high - specs.low) / 2, persistent=False)
+            self.register_buffer("log_reach", self.reach.log().sum(-1), persistent=False)  # what encoding adds to it
         self.register_buffer("unpadded", specs.action_mask, persistent=False)
 
     def encode(self, action: Tensor) -> Tensor:

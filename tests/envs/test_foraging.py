@@ -96,7 +96,11 @@ def test_bad_names(name, message):
     ({"min_food_level": 4, "force_coop": False}, "min_food_level must be at most 3"),
     ({"penalty": -0.1}, "penalty must be a finite number of at least 0, got -0.1"),
     ({"penalty": float("nan")}, "got nan"),
-    ({"force_coop": "yes"}, "must be True or False, got 'yes'"),
+    ({"force_coop": "yes"}, "force_coop of foraging/.* must be True or False, got 'yes'"),
+    ({"with_visible": "no"}, "with_visible of foraging/.* must be True or False, got 'no'"),
+    ({"action_masks": 0}, "action_masks of foraging/.* must be True or False, got 0"),
+    ({"penalty": "high"}, "penalty of foraging/.* must be a number, got 'high'"),
+    ({"sight": None}, "sight of foraging/.* must be an integer, got None"),
 ])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

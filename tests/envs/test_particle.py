@@ -71,6 +71,10 @@ def test_kinds_of_actions():
     ("navigation-3", {"agents_with_same_goal": 2}, "needs collisions=False"),
     ("navigation-3", {"agents_with_same_goal": 4, "collisions": False}, "at most the number of agents 3, got 4"),
     ("navigation-4", {"agents_with_same_goal": 1, "split_goals": True}, "half of 4 agents, got 1"),
+    ("navigation-3", {"observe_all_goals": "no"}, "observe_all_goals of particle/navigation in dialect 'vmas' must be "
+                                                  "True or False, got 'no'"),
+    ("navigation-3", {"lidar_range": "far"}, "lidar_range of particle/navigation .* must be a number, got 'far'"),
+    ("spread-3", {"continuous_actions": 0}, "continuous_actions of .* must be True, False or None, got 0"),
     ("spread-3", {"compile": "inductr"}, r"compile must be False, True or one of \[.*'inductor'.*\], got 'inductr'"),
 ])
 def test_bad_input(name, options, match):

@@ -247,6 +247,10 @@ def test_games_are_found_without_importing_them():
     ("mpe2.simple_spread_v2", {}, "did you mean 'mpe2.simple_spread_v3'"),
     ("simple_spread_v3", {"n": 4}, r"no option 'n'; it has \['N', 'local_ratio'"),
     ("simple_spread_v3", {"max_steps": 3, "max_cycles": 4}, "max_steps=3 and max_cycles=4 are the same limit"),
+    ("simple_spread_v3", {"continuous_actions": "no"},
+     "continuous_actions of pettingzoo/simple_spread_v3 must be True or False, got 'no'"),
+    ("simple_spread_v3", {"N": 2.5}, "N of pettingzoo/simple_spread_v3 must be an integer, got 2.5"),
+    ("simple_spread_v3", {"alive_mask": "no"}, "alive_mask of .* must be True, False or None, got 'no'"),
     ("classic.tictactoe_v3", {}, "turn-based")])
 def test_wrong_names_and_options_are_told(task, options, match):
     with pytest.raises(ValueError, match=match):

@@ -1,6 +1,7 @@
 """The VMAS adapter against stock VMAS, and its own promises."""
 
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,14 +74,33 @@ def test_names_and_options_are_checked():
         make_env("vmas/balance", num_envs=2, n_agent=3)
     with pytest.raises(ValueError, match="refused the options"):
         make_env("vmas/simple_adversary", num_envs=2, n_agents=1, n_adversaries=2)
-    with pytest.raises(ValueError, match="'padded' or 'native'"):
+    with pytest.raises(ValueError, match=r"groups of vmas/balance must be one of \['padded', 'native'\], got 'one'"):
         make_env("vmas/balance", num_envs=2, groups="one")
+
+
+@pytest.mark.parametrize("option, value, allowed", [
+    ("continuous_actions", "no", "True or False"), ("with_hidden", "no", "True or False"),
+    ("collisions", "off", "True or False"), ("collisions", 0, "True or False"),
+    ("n_agents", "many", "a number, a list or None"), ("lidar_range", True, "a number, a list or None"),
+])
+def test_a_value_of_another_kind_than_the_default_is_refused(option, value, allowed):
+    with pytest.raises(ValueError, match=f"{option} of vmas/navigation must be {allowed}, got {value!r}"):
+        make_env("vmas/navigation", num_envs=2, **{option: value})
+
+
+@pytest.mark.parametrize("name, options", [
+    ("navigation", {"final_reward": 1}), ("sampling", {"cov": [0.05, 0.1, 0.05]}), ("football", {"max_speed": None}),
+    ("buzz_wire", {"max_speed_1": 0.5}),
+])
+def test_numbers_may_be_of_either_kind_and_one_each_and_none(name, options):
+    assert make_env(f"vmas/{name}", num_envs=1, **options).num_envs == 1
 
 
 def test_options_are_found_in_the_source():
     options = {name: scenario_options(make_env(f"vmas/{name}", num_envs=1).scenario)
                for name in ("passage", "football", "give_way_pe", "simple_spread")}
-    assert options["passage"] == ["n_passages", "shared_reward"]
+    assert list(options["passage"]) == ["n_passages", "shared_reward"] and options["passage"]["shared_reward"] is bool
+    assert options["football"]["dense_reward_ratio"] is options["football"]["shooting_angle"] is Any  # None, pi / 2
     assert "ai_red_agents" in options["football"] and len(options["football"]) > 30
     assert "spawn_pos_noise" not in options["give_way_pe"] and "mirror_passage" in options["give_way_pe"]
     assert make_env("vmas/simple_spread", num_envs=2, n_agents=5).n_agents == 5

@@ -114,7 +114,7 @@ def test_followers_see_nothing_of_leader_and_goal():
 def test_sizes_options_and_horizon():
     env = make(2, n_agents=5, n_landmarks=3)
     assert env.n_agents == 5 and env.obs_dims == [4 + 6 + 8 + 1 + 3] * 5 and env.max_steps == 100
-    assert scenario_options(env.scenario) == ["n_agents", "n_landmarks", "partner_types"]
+    assert list(scenario_options(env.scenario)) == ["n_agents", "n_landmarks", "partner_types"]
     assert make(2).action_dims == [2, 2, 2] and make(2, continuous_actions=False).action_dims == [9, 9, 9]
     for options, message in (({"n_agents": 1}, "n_agents >= 2"), ({"n_landmarks": 1}, "n_landmarks >= 2"),
                              ({"n_agents": 2.5}, "positive integer"), ({"n_agent": 3}, "did you mean 'n_agents'"),

@@ -87,7 +87,10 @@ def test_options():
     ("tiny-2ag", {"reward_type": "globl"}, r"\['individual', 'global', 'two_stage'\], got 'globl'; did you mean"),
     ("tiny-2ag", {"conflicts": "first"}, r"conflicts must be one of \['index', 'exact'\], got 'first'"),
     ("tiny-2ag", {"max_inactivity": 0}, "max_inactivity must be a positive integer, got 0"),
-    ("tiny-2ag", {"normalize_coordinates": 1}, "normalize_coordinates must be True or False, got 1"),
+    ("tiny-2ag", {"normalize_coordinates": 1}, "normalize_coordinates of warehouse/tiny-2ag must be True or "
+                                                "False, got 1"),
+    ("tiny-2ag", {"shelf_rows": None}, "shelf_rows of warehouse/tiny-2ag must be an integer, got None"),
+    ("tiny-2ag", {"with_hidden": "no"}, "with_hidden of warehouse/tiny-2ag must be True or False, got 'no'"),
     ("tiny-2ag", {"sensor_rnge": 2}, "no option 'sensor_rnge'; it has .*did you mean 'sensor_range'"),
     ("tiny-2ag", {"layout": PLAN}, "the option layout needs the size 'custom', got the size 'tiny'"),
     ("custom-2ag", {}, "'custom' takes the option layout, a text.*layout=None"),

@@ -8,6 +8,8 @@ import torch
 
 import recipes.cooperative as recipe
 from suite.config import run_cli
+from suite.losses import NextObservationLoss
+from suite.run import stored_run
 from suite.trainer import Trainer
 from tests.small import make_toy
 
@@ -59,6 +61,10 @@ def refused(monkeypatch, capsys, folder, words, message):
     (["--task", "navigation"], r"unknown task 'navigation': write 'family/name'.*'vmas'"),
     (["--task", "vmas/navigatoin"], r"'navigatoin'.*balance.*'navigation'"),
     (["--task", "vmas/navigation", "--task-options", "n_agent=3"], r"'n_agent'.*'?n_agents'?"),
+    (["--task", "vmas/navigation", "--task-options", "continuous_actions=no"],
+     "continuous_actions of vmas/navigation must be True or False, got 'no'"),
+    (["--algorithm", "maddpg", "--task-options", "continuous_actions=false"],
+     "algorithm 'maddpg' needs continuous actions.*'qmix'"),
     (["--device", "tpu9"], r"unknown device 'tpu9'; write 'cpu', 'cuda'"),
     (["--num-envs", "0"], "num_envs must be a positive integer, got 0"),
     (["--num-envs", "-4"], "num_envs must be a positive integer, got -4"),
@@ -87,6 +93,12 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dm=3"],
      r"unknown option of loss 'next_observation' 'latent_dm'; choose from \['coef', .*'latent_dim'.*mean 'latent_dim'"),
     ([*TOY, "--loss-options", "coef=3"], r"loss 'none' has no options, got \['coef'\]"),
+    ([*TOY, "--loss", "next_observation", "--loss-options", "coef=0.5", "coef=0.1"],
+     "option 'coef' is given twice: 0.5 and 0.1"),
+    ([*TOY, "--loss", "smpe", "--loss-options", "filters=false", "filter_layers=2"],
+     "filter_layers of loss 'smpe' is of the AM filter: give filters=True, or leave it out"),
+    ([*TOY, "--no-mask-padding"], "--no-mask-padding is of padded steps, and there are none: give --whole-episodes"),
+    ([*TOY, "--eval-starts", "fresh", "--evaluations", "0"], "--evaluations 0 makes none: leave one of them out"),
     ([*TOY, "--loss", "moa", "--loss-options", "memory=gru", "memory_chunk=3"],
      "chunks of 3 steps do not divide a batch of 4 steps"),
     ([*TOY, "--loss", "next_observation", "--loss-options", "latent_dim=0"],
@@ -145,7 +157,7 @@ def test_an_existing_run_is_refused_and_stays_as_it_is(folder, monkeypatch, caps
         main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--overwrite", "--loss-options", "x=1")
     assert contents(folder) == before
     main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--overwrite", "--seed", "5")
-    assert recipe.stored_run(folder)["config"]["seed"] == 5
+    assert stored_run(folder)["config"]["seed"] == 5
 
 
 def test_flags_that_contradict_resume_are_refused(folder, monkeypatch, capsys, toy):
@@ -184,7 +196,7 @@ def test_resume_with_another_config_lists_the_differences(folder, monkeypatch, c
     with pytest.raises(SystemExit) as caught:
         main(monkeypatch, "--resume", str(folder), "--lr", "0.5", "--actor-cells", "6", "6", "--frames", "32")
     printed = capsys.readouterr().err
-    assert caught.value.code == 2 and "with another config: " in printed and "frames" not in printed
+    assert caught.value.code == 2 and "with another config: " in printed and "What may change: --frames, " in printed
     assert "actor_cells: [4] -> [6, 6]" in printed and re.search(r"lr: \S+ -> 0.5", printed)
     assert contents(folder) == before
 
@@ -217,7 +229,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line(folder, monkeypatch, ca
     monkeypatch.undo()
     monkeypatch.setattr(recipe, "make_env", make_toy)
     main(monkeypatch, "--resume", str(folder))
-    assert recipe.Run(folder, recipe.stored_run(folder)["config"], resume=True).state["iteration"] == 2
+    assert recipe.Run(folder, stored_run(folder)["config"], resume=True).state["iteration"] == 2
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path, monkeypatch, capsys, toy):
@@ -244,4 +256,15 @@ def test_a_non_finite_reward_ends_the_run_with_one_line(folder, monkeypatch, cap
     with pytest.raises(SystemExit) as caught:
         main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--evaluations", "0", "--checkpoint-every", "1")
     assert caught.value.code == 2 and "error: non-finite reward at frame 16" in capsys.readouterr().err
-    assert recipe.Run(folder, recipe.stored_run(folder)["config"], resume=True).state["iteration"] == 1
+    assert recipe.Run(folder, stored_run(folder)["config"], resume=True).state["iteration"] == 1
+
+
+def test_an_error_that_torch_raises_in_a_loss_keeps_its_traceback(folder, monkeypatch, capsys, toy):
+    """It is no mistake of the command line; the run leaves the checkpoint of its beginning."""
+    def forward(self, minibatch):
+        raise ValueError("raised by torch")
+
+    monkeypatch.setattr(NextObservationLoss, "forward", forward)
+    with pytest.raises(ValueError, match="raised by torch"):
+        main(monkeypatch, *TINY, *TOY, "--run-dir", str(folder), "--loss", "next_observation")
+    assert "error:" not in capsys.readouterr().err and (folder / "config.json").exists()

@@ -1,6 +1,6 @@
-"""The launchers of tables: what the one for Ray, on a stand-in, hands over and leaves; how runs become rows."""
+"""The launchers of tables: what the one for Ray, on a stand-in, hands over and leaves; what is said of the numbers."""
 
-import math
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from recipes import benchmark
-from recipes.jobs import Job, evaluations
-from suite.results import Evaluation
+from recipes.jobs import Job, Outcome
+from recipes.table import Table
+from suite.results import append_rows, read_info
+from tests.tables import run as evaluated
 
 JOBS = [Job("cooperative", "MAPPO", "vmas/navigation", seed, "runs/x", "results") for seed in (1, 2, 3)]
 
@@ -52,7 +54,7 @@ def cluster(tmp_path, monkeypatch):
         path = Path(job.results) / f"{job.seed}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(job.folder))
-        return f"seed {job.seed}: done"
+        return Outcome(job.seed != 2, f"seed {job.seed}: done")
 
     monkeypatch.setattr(benchmark, "run_job", run)
     fake = Cluster(elsewhere, monkeypatch)
@@ -61,7 +63,9 @@ def cluster(tmp_path, monkeypatch):
 
 
 def test_ray_workers_in_another_folder_write_where_the_launcher_stands(cluster, tmp_path, capsys):
-    benchmark.launch_ray(JOBS, 2)
+    outcomes = benchmark.launch_ray(JOBS, 2)
+    assert [(outcome.done, outcome.message[:6]) for outcome in outcomes] == [(True, "seed 3"), (False, "seed 2"),
+                                                                            (True, "seed 1")]
     assert sorted(path.name for path in (tmp_path / "here" / "results").iterdir()) == ["1.csv", "2.csv", "3.csv"]
     assert not list((tmp_path / "elsewhere").iterdir())
     folder = Path((tmp_path / "here" / "results" / "1.csv").read_text())
@@ -85,19 +89,76 @@ def test_without_ray_the_extra_is_named(monkeypatch):
         benchmark.launch_ray(JOBS, 2)
 
 
-def test_what_a_run_evaluated_becomes_result_rows(tmp_path):
-    """A file for each scalar; what was not measured is nan."""
-    scalars = tmp_path / "metrics" / "scalars"
-    written = {"eval/return": (1.0, 2.0), "eval/return_greedy": (1.5, 2.5), "eval/length": (7.0, 6.0),
-               "eval/success": (0.25, 0.5), "eval/success_sampled": (0.125, 0.75), "time/total": (None, 9.04)}
-    (tmp_path / "config.json").write_text('{"config": {"eval_episodes": 16}, "commit": "abc"}')
-    for name, values in written.items():
-        path = scalars / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{frames},{value}\n" for frames, value in zip((0, 40), values, strict=True)
-                                if value is not None))
-    assert evaluations(tmp_path, 3) == [Evaluation(3, 0, 0.0, 1.0, 1.5, 16, 7.0, "abc", 0.25, 0.125),
-                                        Evaluation(3, 40, 9.0, 2.0, 2.5, 16, 6.0, "abc", 0.5, 0.75)]
-    for name in ("success", "success_sampled"):
-        (scalars / "eval" / f"{name}.csv").unlink()
-    assert all(math.isnan(value) for line in evaluations(tmp_path, 3) for value in line[-2:])
+# ---------------------------------------------------------------------- what stands around the numbers
+
+TABLE = Table("A table", "recipes.cooperative", {"MAPPO": []}, {"vmas/navigation": []}, 100, "sampled")
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """table.json of a table whose runs are only noted down."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(benchmark.TABLES, "a", TABLE)
+    monkeypatch.setattr(benchmark, "random_return", lambda name, task: -1.0)
+    monkeypatch.setattr(benchmark, "versions", lambda: {"torch": "2.9", "python": "3.11"})
+    monkeypatch.setattr(benchmark, "run_job", run_of(set()))
+    return tmp_path / "results" / "a" / "table.json"
+
+
+def run_of(failing):
+    """A `run_job` of runs that end in no time; those of some seeds fail."""
+    def run(job):
+        if job.seed in failing:
+            return Outcome(False, f"{job.row} seed {job.seed}: failed with 1")
+        append_rows(job.results, job.table, job.row, job.task, evaluated(job.seed, 1.0))
+        return Outcome(True, "done")
+
+    return run
+
+
+def test_the_command_names_as_many_seeds_as_the_results_hold(table):
+    for seeds, named in ((2, 2), (1, 2), (3, 3), (1, 3)):
+        benchmark.benchmark("a", seeds=seeds)
+        assert read_info(table).command == f"python -m recipes.benchmark a --seeds {named}"
+        assert read_info(table).cell_command.endswith(f"--tasks {{task}} --seeds {named}")
+
+
+def test_every_machine_and_version_that_measured_is_kept_once(table, monkeypatch):
+    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(benchmark.platform, "machine", lambda: "x")
+    benchmark.benchmark("a", seeds=1)
+    first = read_info(table)
+    assert first.hardware == "2 CPU cores, x, one core per run" and first.versions["torch"] == "2.9"
+    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(benchmark, "versions", lambda: {"torch": "2.10", "numpy": "2.0"})
+    benchmark.benchmark("a", seeds=1)
+    assert read_info(table) == first, "nothing was measured here"
+    for seeds in (2, 3):
+        benchmark.benchmark("a", seeds=seeds)
+        now = read_info(table)
+        assert now.hardware == "2 CPU cores, x, one core per run; 8 CPU cores, x, one core per run"
+        assert now.versions == {"torch": "2.9 and 2.10", "python": "3.11", "numpy": "2.0"}
+
+
+def test_a_table_whose_writing_is_interrupted_stays_whole(table, monkeypatch):
+    benchmark.benchmark("a", seeds=1)
+    before = table.read_text()
+
+    def interrupted(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.benchmark("a", seeds=2)
+    assert table.read_text() == before and json.loads(before)
+
+
+def test_runs_that_are_not_finished_are_named_and_the_exit_code_is_1(table, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run_job", run_of({2}))
+    with pytest.raises(SystemExit) as caught:
+        benchmark.benchmark("a", seeds=3)
+    assert caught.value.code == 1
+    assert "error: 1 of 3 runs are not finished:\nMAPPO seed 2: failed with 1\n" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, "run_job", run_of(set()))
+    benchmark.benchmark("a", seeds=3)
+    assert "1 runs to do" in capsys.readouterr().out

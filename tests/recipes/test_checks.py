@@ -71,6 +71,7 @@ def test_a_run_that_ends_in_its_warmup_is_told_so():
     ({"returns": "td"}, r"unknown returns 'td'; choose from \['gae', 'nstep'"),
     ({"cuda_graphs": True}, "--cuda-graphs needs --compile and a CUDA device"),
     ({"compile": True, "fast_collector": False}, "--compile needs the fast collector"),
+    ({"eval_starts": "fresh", "evaluations": 0}, "--eval-starts fresh is of evaluations, and --evaluations 0 makes"),
     *(({"task_options": {name: 1}}, f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
       for name in ("num_envs", "device", "seed", "max_steps", "truncate")),
 ], ids=str)
@@ -136,6 +137,23 @@ def test_a_recomputed_advantage_may_be_standardised_over_minibatches():
         check_used(cfg, make("mappo", preset), discrete=False)
 
 
+@pytest.mark.parametrize("preset, change, refused", [
+    ("default", {"filters": False, "filter_layers": 2}, "filter_layers of loss 'smpe' is of the AM filter"),
+    ("default", {"novelty": 0.0, "bonus": "inverse"}, "bonus of loss 'smpe' is of the reward terms"),
+    ("fixed", {"filters": False}, None), ("fixed", {"filters": False, "filter_layers": 2}, None),  # the preset's
+    ("fixed", {"filters": False, "filter_layers": 1}, "filter_layers of loss 'smpe'"),
+    ("fixed", {"bonus": "inverse"}, "bonus of loss 'smpe'"),  # the preset has no bonus on particle tasks
+    ("fixed", {"bonus": "inverse", "novelty": 0.1}, None), ("official", {"filtered_critic": False}, None),
+], ids=str)
+def test_options_of_parts_that_are_off_are_refused_unless_the_preset_gave_them(preset, change, refused):
+    default = Config(**overrides("mappo", preset, "smpe", "particle/spread-3"))
+    cfg = dataclasses.replace(default, loss_options=default.loss_options | change)
+    if refused is None:
+        return check_used(cfg, default, discrete=True)
+    with pytest.raises(ValueError, match=refused):
+        check_used(cfg, default, discrete=True)
+
+
 @pytest.mark.parametrize("name", ["head", "state_dependent_scale"])
 def test_discrete_actions_have_no_distribution_to_choose(name):
     changed = make(**{name: OTHER[name]})
@@ -161,6 +179,13 @@ def test_presets_are_their_own_defaults(algorithm, preset, discrete):
 
 
 # ---------------------------------------------------------------------- task and algorithm
+
+
+def test_padded_steps_can_only_count_where_there_are_some():
+    cfg, padded = make(mask_padding=False), make_specs("discrete", alive=ALIVE)
+    validate(cfg, padded, 10_000)
+    with pytest.raises(ValueError, match="--no-mask-padding is of padded steps, and there are none: give --whole-epis"):
+        validate(cfg, make_specs("discrete"), 10_000)
 
 
 def specs_for(algorithm, **options):

@@ -12,6 +12,7 @@ from suite.run import MemoryRun
 from suite.specs import ACTION, LOG_PROB, VALUE_TARGET
 from tests.small import config, make_toy, train, weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*imagination counts in batches")
 KINDS = {"expand": {"imagination": "expand", "horizon": 2}, "dyna": {"imagination": "dyna"},
          "decentralised": {"imagination": "decentralised", "horizon": 4}}
 

@@ -76,7 +76,7 @@ def test_every_switch_trains(options, actions):
 @pytest.mark.parametrize("change", [{}, {"actor_recurrent_dim": 6}, {"algorithm": "maa2c"}], ids=str)
 @pytest.mark.parametrize("actions", ["discrete", "continuous"])
 def test_influence_trains(actions, change):
-    options = {"influence": 0.1, "curiosity": 0.1, "influence_samples": 3}
+    options = {"influence": 0.1, "curiosity": 0.1, "influence_samples": 3, "influence_skill": 0}
     trainer = moved(moa(actions=actions, options=options, **change))
     assert trainer.reward_weights == {"task": 1.0, "curiosity": 0.1, "influence": 0.1}
     paid = [row["reward/influence"] for row in trainer.run.rows if "reward/task" in row]

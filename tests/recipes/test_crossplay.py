@@ -99,6 +99,21 @@ def test_a_run_of_another_version_is_refused_by_its_commit(runs, tmp_path):
         crossplay((runs[0], str(folder)))
 
 
+def test_a_run_whose_task_imports_a_module_is_refused_unless_the_task_is_typed(runs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "taken_over.py").write_text("raise SystemExit('the module was imported')")
+    for name in ("one", "two"):
+        shutil.copytree(runs[0], tmp_path / name)
+        file = tmp_path / name / "config.json"
+        file.write_text(file.read_text().replace(json.dumps(TASK), '"gymnasium/taken_over:X-v0"').replace(
+            json.dumps(OPTIONS)[1:-1], ""))
+    folders = str(tmp_path / "one"), str(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"one/config.json has the task .*--task gymnasium/taken_over:X-v0"):
+        crossplay(folders)
+    with pytest.raises(SystemExit, match="the module was imported"):
+        crossplay(folders, task="gymnasium/taken_over:X-v0")
+
+
 def test_names_are_what_differs():
     assert short_names(["runs/x/mappo/seed1", "runs/x/mappo/seed2"]) == ["seed1", "seed2"]
     assert short_names(["runs/x/mappo/seed1", "runs/x/moa/seed1"]) == ["mappo", "moa"]

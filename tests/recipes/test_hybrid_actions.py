@@ -265,7 +265,7 @@ def test_the_swap_flags_fit_the_other_algorithm(given):
     (["--first-update", "64"], "minibatch_size 128 is more than first_update 64"),
     (["--task", "foraging/2s-8x8-2p-2f-coop"], r"has discrete actions, not hybrid ones: take a hybrid task \(hyb"),
     (["--task-options", "levels=5"], "levels make 'hybrid/platform' a task with discrete actions: leave them out"),
-    (["--codec-options", "agent_id=false"], "agent_id of codec 'hyar' must be True or False, .* got 'false'"),
+    (["--codec-options", "agent_id=no"], "agent_id of codec 'hyar' must be True or False, .* got 'no'"),
     (["--codec-options", "latent_dim=3.5"], "latent_dim of codec 'hyar' must be an integer, such as 6, got 3.5"),
     (["--buffer-size", "100"], "buffer_size 100 holds fewer frames than first_update 128 needs"),
     (["--exploration-end", "2.0"], "exploration falls from exploration_start 1.0 to exploration_end 2.0"),
@@ -277,6 +277,8 @@ def test_the_swap_flags_fit_the_other_algorithm(given):
     (["--algorithm", "ppo", "--tuning", "equal"], "tuning 'equal' is for algorithms that replay, not for 'ppo'"),
     (["--tuning", "fair"], r"unknown tuning 'fair'; choose from \['equal', 'paper'\]"),
     (["--algorithm", "td3", "--clamp-samples"], "algorithm 'td3' does not use clamp_samples"),
+    (["--eval-starts", "fresh", "--evaluations", "0"], "--evaluations 0 makes none: leave one of them out"),
+    (["--codec-options", "relabel=None"], r"relabel of codec 'hyar' must be one of \['both', 'discrete', 'none'\]"),
     (["--task-options", "seed=3"], "seed is no task option but a flag of its own: --seed"),
 ])
 def test_wrong_words_and_numbers_are_refused_before_training(given, message, tmp_path, monkeypatch, capsys):

@@ -55,20 +55,20 @@ RUNS = {
     "moa shuffled": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "shuffle_z=True"],
     "moa ramp": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.9", "actor_inputs=obs+z+moa"],
 }
-MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "alpha_warmup=0.0",
-          "imagination_skill=0.0", "imagination_reward_skill=-1e9", "ensemble=3"]
+MODELS = ["--loss", "moa", "--loss-options", "latent_dim=4", "num_cells=8", "depth=1", "alpha_warmup=0.0", "ensemble=3"]
+IMAGINED = [*MODELS, "imagination_skill=0.0", "imagination_reward_skill=-1e9"]
 RUNS |= {
     "moa curious": [*NAVIGATION, *PPO, *MODELS, "disagreement=0.1", "latent_surprise=0.1", "curiosity=0.1",
                     "curiosity_scale=std", "wm_replay=2", "wm_use_z=True", "social_curiosity=0.1"],
-    "moa expand": [*NAVIGATION, *PPO, *MODELS, "imagination=expand", "horizon=2", "continue_head=True"],
-    "moa dyna": [*SPREAD, *PPO, *MODELS, "imagination=dyna", "policy_latent=sample", "--value-norm"],
+    "moa expand": [*NAVIGATION, *PPO, *IMAGINED, "imagination=expand", "horizon=2", "continue_head=True"],
+    "moa dyna": [*SPREAD, *PPO, *IMAGINED, "imagination=dyna", "policy_latent=sample", "--value-norm"],
     "moa student": [*SPREAD, *PPO, *MOA, "alpha_warmup=0.0", "ppo_latent=recompute", "rl_grad_to_phi=True",
                     "acting_tau=1.0", "soft_clamp=True"],
     "moa teacher": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "critic_z=teacher_no_action"],
     "moa joint": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "joint_update=True", "held_out=0.0"],
     "moa influence": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0.01", "influence_scale=std"],
-    "moa fading": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_decay=0.8"],
-    "moa decentralised": [*SPREAD, *PPO, *MODELS, "imagination=decentralised", "horizon=4", "shared_reward=True"],
+    "moa fading": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0", "influence_decay=0.8"],
+    "moa decentralised": [*SPREAD, *PPO, *IMAGINED, "imagination=decentralised", "horizon=4", "shared_reward=True"],
 }
 WHOLE = ["moa ramp", "moa fading"]  # a schedule of the whole run, which a longer run has another of
 

@@ -133,13 +133,19 @@ def test_a_read_only_folder_gives_a_clear_error(tmp_path):
         Checkpoints(tmp_path / "checkpoints").save(state(1), 1)
 
 
-@pytest.mark.parametrize("keep, left", [(1, [4, 5]), (2, [4, 5]), (3, [3, 4, 5])])
+@pytest.mark.parametrize("keep, left", [(2, [4, 5]), (3, [3, 4, 5])])
 def test_keep(tmp_path, keep, left):
     store = Checkpoints(tmp_path, keep=keep)
     for iteration in range(1, 6):
         store.save(state(iteration), iteration)
     assert store.whole() == left
     assert len(list(tmp_path.iterdir())) == 2 * len(left)  # checksums go with their files
+
+
+def test_one_alone_is_refused_since_a_broken_one_would_have_none_before(tmp_path):
+    for keep in (1, 0):
+        with pytest.raises(ValueError, match=f"keep_checkpoints must be at least 2, got {keep}: of a broken one the"):
+            Checkpoints(tmp_path, keep=keep)
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint")

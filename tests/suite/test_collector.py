@@ -2,10 +2,24 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
+from torchrl.data import Categorical
 
 from suite.collector import EpisodeStatistics, FastCollector, make_collector
+from suite.evaluate import Evaluator
 from suite.modules import make_actor
-from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, REWARD, STATE, Specs
+from suite.specs import (
+    ACTION,
+    ACTION_MASK,
+    GROUP,
+    HIDDEN,
+    IS_INIT,
+    LOG_PROB,
+    OBSERVATION,
+    REWARD,
+    STATE,
+    SUCCESS,
+    Specs,
+)
 from tests.toy import ToyEnv
 
 N, T, A = 6, 7, 2
@@ -232,6 +246,58 @@ def test_statistics_equal_a_loop_over_frames(probability, steps):
     for batch, expected in zip(batches, by_hand(batches), strict=True):
         found = statistics(batch)
         assert {key: value.item() for key, value in found.items()} == pytest.approx(expected, abs=1e-4)
+
+
+def successes_by_hand(batches):
+    """How many of the episodes that ended in each batch had a step that was a success, one loop over frames."""
+    reached = [False] * N
+    for batch in batches:
+        ended = 0
+        for n in range(N):
+            for t in range(batch.shape[1]):
+                reached[n] |= batch["next", SUCCESS][n, t].item()
+                if batch["next", "done"][n, t]:
+                    ended, reached[n] = ended + reached[n], False
+        yield ended
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_an_episode_with_a_step_that_is_a_success_is_one_wherever_the_step_is(steps):
+    """As in evaluation; also in an earlier batch, and beyond a save."""
+    generator, batches = torch.Generator().manual_seed(steps), list(random_batches(0.15, steps, count=80 // steps))
+    for batch in batches:
+        batch["next", SUCCESS] = torch.rand(N, steps, 1, generator=generator) < 0.1
+    expected = list(successes_by_hand(batches))
+    last = [(batch["next", SUCCESS] & batch["next", "done"]).sum().item() for batch in batches]
+    assert sum(expected) > sum(last) > 0, "the case is the one meant"
+    statistics, plain = EpisodeStatistics(), EpisodeStatistics()
+    for k, batch in enumerate(batches):
+        found, without = statistics(batch), plain(batch.exclude(("next", SUCCESS)))
+        assert found["success"] == expected[k] and "success" not in without
+        assert all(torch.equal(found[key], without[key]) for key in ("return", "length", "count"))
+        saved, statistics = statistics.state_dict(), EpisodeStatistics()
+        statistics.load_state_dict(saved)
+
+
+def test_training_and_evaluation_count_the_same_successes():
+    """Copy k reaches its goal at step k, and only there; all episodes end at step 3."""
+    class Reaches(ToyEnv):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.observation_spec[SUCCESS] = Categorical(2, shape=(self.num_envs, 1), dtype=torch.bool)
+
+        def _observe(self):
+            return super()._observe() | {SUCCESS: (self.steps == torch.arange(self.num_envs)).unsqueeze(-1)}
+
+        def step_tensors(self, actions):
+            out = super().step_tensors(actions)
+            return out | {SUCCESS: (self.steps == torch.arange(self.num_envs)).unsqueeze(-1)}
+
+    env = Reaches(N, A, max_steps=3)
+    batch = FastCollector(env, make_policy(env), steps=3, total_frames=N * 3).rollout()
+    found = EpisodeStatistics()(batch)
+    evaluated = Evaluator(Reaches(N, A, max_steps=3), make_policy(env), seed=3)()["success"]
+    assert (found["success"] / found["count"]).item() == pytest.approx(evaluated) == pytest.approx(3 / N)
 
 
 def test_statistics_continue_where_they_were_saved():

@@ -26,6 +26,8 @@ from suite.config import (
     parse_options,
     run_cli,
 )
+from suite.losses import STATE_MODELS
+from suite.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def cooperative(*words):
     ("x=(1,2)", (1, 2)),
     ("x=[1, 2]", [1, 2]), ("x=a=b", "a=b"), ("x=", ""), ("x='1'", "1"), ("x=l2-norm", "l2-norm"),
     ("x={'a': 1}", {"a": 1}),
+    ("x=true", True), ("x=FALSE", False), ("x=none", "none"), ("x=no", "no"), ("x='true'", "true"),
 ])
 def test_an_option_is_a_literal_or_a_word(word, value):
     found = parse_options([word])
@@ -76,6 +79,11 @@ def test_an_option_is_a_literal_or_a_word(word, value):
 def test_an_option_without_a_name_is_refused(word):
     with pytest.raises(ValueError, match="write options as name=value, got"):
         parse_options([word])
+
+
+def test_an_option_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match=r"option 'lr' is given twice: 0.1 and 0.001"):
+        parse_options(["lr=0.1", "a=1", "lr=0.001"])
 
 
 def test_options_are_data_and_not_code(tmp_path):
@@ -206,6 +214,7 @@ def test_impossible_numbers_and_words_are_refused(change, message):
     (Small(options={"a": 1, "b": "two", "c": None, "d": [1, 2], "e": (0.5,)}),
      ["--options", "a=1", "b=two", "c=None", "d=[1, 2]", "e=(0.5,)"]),
     (Small(options={"a": "1", "b": "None", "c": "x y"}), ["--options", "a='1'", "b='None'", "c=x y"]),
+    (Small(options={"a": "false", "b": False, "c": "none"}), ["--options", "a='false'", "b=False", "c=none"]),
 ])
 def test_flags_are_what_differs_and_parse_to_the_config(config, words):
     assert as_flags(config, Small()) == words
@@ -307,6 +316,16 @@ def test_an_error_of_ours_keeps_its_traceback():
         run_cli(main)
 
 
+def test_an_error_in_the_midst_of_training_keeps_its_traceback():
+    class Broken:
+        @property
+        def policy(self):
+            raise ValueError("raised by torch")
+
+    with pytest.raises(ValueError, match="raised by torch"):
+        run_cli(lambda: Trainer.train(Broken()))
+
+
 @pytest.mark.parametrize("given, words", [
     ({"flag": "false"}, "flag of loss 'x' must be True or False, such as False, got 'false'"),
     ({"flag": 1}, "must be True or False"), ({"count": 2.0}, "count of loss 'x' must be an integer, such as 3"),
@@ -322,3 +341,32 @@ def test_options_have_the_kind_of_their_default(given, words):
     check_options("loss 'x'", {"flag": True, "count": 4, "rate": 1, "word": "b", "open_": 3}, Made)
     with pytest.raises(ValueError, match=words):
         check_options("loss 'x'", given, Made)
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"flag": "no"}, "flag of loss 'x' must be True, False or None, got 'no'"), ({"flag": 1}, "got 1"),
+    ({"rate": "abc"}, "rate of loss 'x' must be a number or None, got 'abc'"), ({"rate": "none"}, "got 'none'"),
+    ({"way": "c"}, r"way of loss 'x' must be one of \['a', 'b'\], got 'c'"), ({"way": None}, "got None"),
+    ({"sizes": 3}, r"sizes of loss 'x' must be a list, such as \(\), got 3"), ({"sizes": [1, "a"]}, "a list"),
+    ({"scale": "wide"}, "scale of loss 'x' must be a number, such as 1, got 'wide'"),
+])
+def test_options_have_the_kind_of_their_annotation(given, words):
+    class Made:
+        def __init__(self, specs, *, flag: bool | None = None, rate: float | None = None, way: Literal["a", "b"] = "a",
+                     sizes: tuple[int, ...] = (), scale: float = 1):
+            pass
+
+    fine = {"flag": False, "rate": 1, "way": "b", "sizes": [1, 2], "scale": 0.5}
+    check_options("loss 'x'", fine, Made)
+    check_options("loss 'x'", {"flag": None, "rate": None}, Made)
+    with pytest.raises(ValueError, match=words):
+        check_options("loss 'x'", given, Made)
+
+
+@pytest.mark.parametrize("option, value", [
+    ("train_filtered_critic", "no"), ("reencode", "no"), ("mask_padding", 0), ("lr_filtered_critic", "abc"),
+    ("clip_inputs", "abc"), ("norm_loss", "l2"), ("bonus_belief", "mode"), ("filters", 1),
+])
+def test_what_loss_smpe_leaves_to_its_preset_is_checked_too(option, value):
+    with pytest.raises(ValueError, match=f"{option} of loss 'smpe' must be .*got {value!r}"):
+        check_options("loss 'smpe'", {option: value}, STATE_MODELS["smpe"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recipes.cooperative_config import Config
-from suite.run import FREE, MemoryRun, Run, stored_run
+from suite.run import FREE, WHERE, MemoryRun, Run, stored_run
 from suite.trainer import Trainer
 from tests.fakes import Batches, update
 from tests.runs import CONFIG, finished, rows
@@ -63,6 +63,18 @@ def test_overwrite_replaces_the_run(tmp_path):
         pass
     assert stored_run(tmp_path)["config"]["lr"] == 7.0
     assert not (tmp_path / "checkpoints").exists() and not list(tmp_path.rglob("*.csv"))
+
+
+def test_what_is_left_of_a_half_deleted_run_can_be_overwritten(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    finished(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt), Run(tmp_path, CONFIG, overwrite=True, quiet=True):
+            pass
+    finished(tmp_path, overwrite=True)
 
 
 def test_overwrite_never_deletes_what_is_no_run(tmp_path):
@@ -122,14 +134,23 @@ def test_a_run_at_its_first_checkpoint_begins_again_without_doubled_rows(tmp_pat
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
-    finished(tmp_path)
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.unlink()
+    with Run(tmp_path, CONFIG, quiet=True) as run:
+        run.log({"episode/return": 7.0}, frames=0)
     run = Run(tmp_path, CONFIG, resume=True, quiet=True)
     assert run.state is None
     with run:
         run.log({"episode/return": 1.0}, frames=10)
     assert rows(tmp_path) == [(10, 1)]
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_metrics_and_says_how_to_begin_anew(tmp_path):
+    finished(tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    message = f"metrics of 100 frames, but no checkpoint to resume from: --run-dir {tmp_path} --overwrite begins it"
+    with pytest.raises(ValueError, match=message):
+        Run(tmp_path, CONFIG, resume=True)
+    assert rows(tmp_path) == [(0, 0), (50, 50), (100, 100)]
 
 
 def test_another_config_is_refused_with_every_difference(tmp_path):
@@ -139,7 +160,10 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
         Run(tmp_path, other, resume=True)
     message = str(caught.value)
     assert "cannot resume" in message and "lr: 0.1 -> 0.2" in message and "options: {'a': 1} -> {'a': 2}" in message
-    assert "frames" not in message and "task" not in message
+    differences, _, allowed = message.partition(". What may change: ")
+    assert "frames" not in differences and "task" not in message
+    assert allowed.split(", ")[:3] == ["--frames", "--evaluations", "--eval-episodes"] and "--lr" not in allowed
+    assert "--resume" not in allowed and "--run-dir" not in allowed
 
 
 def test_a_run_is_not_cut_below_what_it_has_and_a_finished_one_says_so(tmp_path, capsys):
@@ -154,7 +178,7 @@ def test_a_run_is_not_cut_below_what_it_has_and_a_finished_one_says_so(tmp_path,
 def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(tmp_path):
     finished(tmp_path)
     Run(tmp_path, CONFIG | {"new": 3}, resume=True, defaults={"new": 3, "lr": 9.0})
-    with pytest.raises(ValueError, match=r"with another config: new: 3 -> 4$"):
+    with pytest.raises(ValueError, match=r"with another config: new: 3 -> 4\. What may"):
         Run(tmp_path, CONFIG | {"new": 4}, resume=True, defaults={"new": 3, "lr": 9.0})
 
 
@@ -167,11 +191,27 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_may_change_on_resume_are_fields_of_the_recipe():
-    assert set(FREE) <= {field for field in Config.__dataclass_fields__}
+    assert {*FREE, *WHERE} <= {field for field in Config.__dataclass_fields__}
 
 
 def test_resume_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is not a run folder: it has no config.json"):
+        Run(tmp_path, CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda text: text[:30], "truncated or altered: "),
+    (lambda text: "", "truncated or altered: Expecting value"),
+    (lambda text: "[]", "not as a run writes it: config is None, expected dict"),
+    (lambda text: json.dumps(json.loads(text) | {"config": 3}), "not as a run writes it: config is 3, expected dict"),
+    (lambda text: json.dumps(json.loads(text) | {"processes": "two"}), "not as .*: processes is 'two', expected int"),
+    (lambda text: text.replace('"commit"', '"comit"'), "not as a run writes it: commit is None, expected str"),
+], ids=range(6))
+def test_a_damaged_config_is_named_with_what_is_wrong(tmp_path, damage, message):
+    finished(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(ValueError, match=rf"^{file} is (?:{message})"):
         Run(tmp_path, CONFIG, resume=True)
 
 
@@ -265,6 +305,7 @@ with Run(sys.argv[1], config, quiet=True, loggers=("csv",)) as run:
     Trainer(Slow(10**6), torch.nn.Module(), [update()], reward_weights={"task": 1.0}, run=run).train()
     run.conclude(type("T", (), {"frames": 36, "evaluate": None}), video=True, module="m", swap="s")
 print("left in peace", flush=True)
+sys.exit(run.exit_code)
 """
 
 
@@ -281,7 +322,7 @@ def test_a_signal_leaves_a_checkpoint_of_a_finished_iteration(tmp_path, number):
     process = started(tmp_path / "r")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert "left in peace" in out and "stopping after this iteration, with a checkpoint" in err
     assert f"resume   python -m m --resume {tmp_path / 'r'}\n" in out, "a stopped run goes on to its own frames"
     logged = rows(tmp_path / "r", "u/loss_square")

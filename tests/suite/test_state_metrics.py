@@ -134,6 +134,26 @@ def test_continuous_actions_by_hand():
     assert sm.gaussian_entropy(torch.zeros(2)).item() == pytest.approx(2.837877066)
 
 
+def test_padding_of_continuous_actions_costs_nothing_and_counts_in_no_mean():
+    """The other has the first of two dimensions, of which 1 and -1 are seen and 0, deviation 1, are said."""
+    dims, target = torch.tensor([[[True, False]]]), torch.tensor([1.0, 0.0, -1.0, 0.0]).view(2, 1, 1, 2)
+    marginal = sm.action_moments(target, dims=dims)
+    assert marginal[0].flatten().tolist() == [0, 0] and marginal[1][0, 0, 1] == pytest.approx(-0.918938533)
+    said = torch.zeros_like(target), torch.tensor([0.0, -0.918938533]).expand_as(target)
+    found = sm.as_floats(sm.continuous_action_prediction(said, target, marginal=marginal, previous=torch.zeros_like(
+        target), dims=dims))
+    assert found == pytest.approx({"nll": 1.418938533, "nll_marginal": 1.418938533, "mse": 1.0, "mse_marginal": 1.0,
+                                   "mse_repeat": 1.0}, abs=1e-6)
+
+
+def test_a_repeat_has_weights_of_its_own():
+    logits, target = torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]).view(2, 1, 1)
+    common = dict(frequencies=torch.full((1, 1, 2), 0.5), previous=torch.tensor([0, 0]).view(2, 1, 1))
+    assert sm.action_prediction(logits, target, **common)["acc_repeat"] == 0.5
+    later = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    assert sm.action_prediction(logits, target, repeats=later, **common)["acc_repeat"] == 0
+
+
 def test_moments_of_actions_by_hand():
     target = torch.tensor([1.0, 3.0, 99.0]).view(3, 1, 1, 1)
     mean, log_sigma = sm.action_moments(target, torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1))

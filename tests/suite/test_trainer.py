@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from suite.data import Replay
 from suite.specs import DONE, OBSERVATION, REWARD, TERMINATED
@@ -134,6 +133,14 @@ def test_every_source_is_filled_and_saved_once():
         assert torch.equal(mine.buffer.storage[:][OBSERVATION], theirs.buffer.storage[:][OBSERVATION])
 
 
+def test_a_key_that_a_replay_cannot_store_is_named_with_who_reads_it():
+    loss = Square()
+    loss.in_keys.append("extra")
+    trainer = make([update("fine", data=replay_of()), update("lacking", loss, data=replay_of(keys=loss.in_keys))])
+    with pytest.raises(ValueError, match=r"update 'lacking', part 'lacking': Square reads \['extra'\], which"):
+        trainer.iterate(trainer.collector.batch())
+
+
 def test_two_updates_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"several updates are named \['twin'\]: their metrics and checkpoints would"):
         make([update("twin"), update("single"), update("twin")])
@@ -230,14 +237,52 @@ def test_a_non_finite_loss_stops_the_run_names_it_and_leaves_the_last_checkpoint
     assert all(torch.isfinite(p).all() for p in run.checkpoints.load()["updates"]["sick"]["losses"][0].values())
 
 
-def test_a_non_finite_gradient_of_a_finite_loss_is_seen():
-    class Cusp(Square):
-        def forward(self, minibatch):
-            zero = (self.net.weight * 0).sum()
-            return TensorDict({"loss_cusp": zero.sqrt()})  # value 0, slope infinite times 0
+class Cusp(Square):
+    """The square, and once ``broken`` something whose value is 0 and whose slope infinite times 0."""
 
-    with pytest.raises(FloatingPointError, match=r"update 'u' met a non-finite value.*loss_cusp"):
-        make([update(loss=Cusp())]).train()
+    broken = False
+
+    def forward(self, minibatch):
+        out = super().forward(minibatch)
+        return out.update({"loss_cusp": (self.net.weight * 0).sum().sqrt()}) if self.broken else out
+
+
+@pytest.mark.parametrize("clipping, words", [
+    (1.0, r"update 'sick' met a non-finite value at frame {frames}: .*'sick/loss_cusp': 0\.0.*'sick/grad_norm': nan"),
+    (None, r"non-finite parameters at frame {frames} in part 'sick' of update 'sick', after finite losses: "
+           r"{{'sick/loss_square': .*'sick/loss_cusp': 0\.0.*}}; a part with max_grad_norm")])
+def test_a_non_finite_gradient_of_a_finite_loss_reaches_no_checkpoint(tmp_path, clipping, words):
+    loss, run = Cusp(), DiskRun(tmp_path)
+
+    def spoil(batch):
+        loss.broken = trainer.iteration == 3
+
+    trainer = make([update("fine"), update("sick", loss, max_grad_norm=clipping)], collector=Batches(5), run=run,
+                   checkpoint_every=1, refresh=[spoil])
+    with pytest.raises(FloatingPointError, match=words.format(frames=5 * N * T)):
+        trainer.train()
+    assert all(p.isnan().any() for p in loss.net.parameters() if p.ndim > 1), "the case is the one meant"
+    assert run.checkpoints.whole() == [0, 1, 2, 3, 4]
+    assert all(torch.isfinite(p).all() for p in run.checkpoints.load()["updates"]["sick"]["losses"][0].values())
+
+
+def test_all_that_is_trained_is_looked_at_and_costs_no_synchronisation_of_its_own():
+    """In one number beside the metrics, whichever updates were due; what no optimiser owns may be infinite."""
+    losses = [Square(), Square(), frozen_terms()]
+    with torch.no_grad():
+        losses[2].net.bias.fill_(math.inf)
+    trainer = make([update("often", losses[0]), update("rare", losses[1], every=10**9), update("never", losses[2])])
+    metrics = trainer.iterate(trainer.collector.batch())
+    assert all(math.isfinite(value) for value in trainer._to_host(metrics).values())
+    for name, loss in (("often", losses[0]), ("rare", losses[1])):
+        kept = copies(loss)
+        with torch.no_grad():
+            loss.net.bias.fill_(math.nan)
+        row = trainer._to_host(metrics)
+        with pytest.raises(FloatingPointError, match=f"in part '{name}' of update '{name}', after finite"):
+            trainer._check_finite(row, row.pop("parameters/norm"))
+        with torch.no_grad():
+            loss.net.bias.copy_(kept[1])
 
 
 def timeless(rows):

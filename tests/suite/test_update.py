@@ -2,8 +2,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 
+from suite.data import Minibatches, Sequences
 from suite.specs import OBSERVATION
 from suite.update import Update
 from tests.fakes import Batches, Given, N, Square, T, copies, make, sgd, unchanged, update, whole
@@ -100,6 +102,76 @@ def test_a_third_metric_of_one_name_is_no_silent_loss():
     three = Update("u", {"a": [Square(), Square(), Square()]}, whole, optimizer=sgd, max_grad_norm=None)
     with pytest.raises(ValueError, match=r"update 'u' has two metrics 'loss_square_a'.*Square"):
         three.step(Batches().batch())
+
+
+class Wrong(Square):
+    """A loss that returns what it is told to, of its own entries."""
+
+    def __init__(self, change, keys=()):
+        super().__init__()
+        self.change, self.in_keys = change, [*self.in_keys, *keys]
+
+    def forward(self, minibatch):
+        return TensorDict(self.change(dict(super().forward(minibatch).items()), minibatch))
+
+
+WRONG = {
+    "no entry": (lambda out, _: {"los_square": out["loss_square"]}, r"update 'u' has nothing to minimise: "
+                 r"{\"Wrong in part 'p'\": \['los_square'\]}; some entry of these must be named loss_\*"),
+    "none at all": (lambda out, _: {}, r"update 'u' has nothing to minimise: {\"Wrong in part 'p'\": \[\]}"),
+    "no gradient": (lambda out, _: {"loss_square": out["loss_square"].detach()},
+                    r"nothing to minimise: {\"Wrong in part 'p'\": \['loss_square'\]}; .* depend on a parameter"),
+    "no scalar": (lambda out, _: {"loss_square": out["loss_square"].expand(3, 2), "size": out["size"]},
+                  r"update 'u': Wrong in part 'p' returns {'loss_square': \(3, 2\)}, but entries named loss_\* have "
+                  r"the shape \(\)"),
+    "one number, not scalar": (lambda out, _: {"loss_square": out["loss_square"].view(1)},
+                               r"Wrong in part 'p' returns {'loss_square': \(1,\)}"),
+    "a key it does not name": (lambda out, minibatch: out | {"size": minibatch["extra"].mean()},
+                               r"update 'u': Wrong in part 'p' met a KeyError, .*extra.*; of a minibatch it may read "
+                               r"what it names as in_keys: \[\('agents', 'observation'\)\]"),
+}
+
+
+@pytest.mark.parametrize("compiled", [None, {"backend": "eager"}], ids=["eager", "compiled"])
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_loss_is_named_with_what_it_returned_and_what_is_allowed(case, compiled):
+    change, words = WRONG[case]
+    wrong = Update("u", {"p": Wrong(change)}, whole, optimizer=sgd, max_grad_norm=None, compile=compiled)
+    before = copies(wrong.losses[0])
+    with pytest.raises(ValueError, match=words):
+        wrong.run(Batches().batch())
+    assert unchanged(wrong.losses[0], before)
+
+
+@pytest.mark.parametrize("case", ["no scalar", "a key it does not name"])
+def test_the_wrong_one_of_several_losses_is_named(case):
+    change, _ = WRONG[case]
+    parts = Update("u", {"a": Square(name="a"), "b": Wrong(change)}, whole, optimizer=sgd, max_grad_norm=None)
+    with pytest.raises(ValueError, match="update 'u': Wrong in part 'b'"):
+        parts.run(Batches().batch())
+
+
+def test_a_loss_that_only_measures_is_allowed_beside_one_that_is_minimised():
+    measure = Wrong(lambda out, _: {"measured": out["size"]})
+    both = Update("u", {"p": [Square(), measure.requires_grad_(False)]}, whole, optimizer=sgd, max_grad_norm=None)
+    assert {"u/loss_square", "u/measured"} <= set(both.run(Batches().batch()))
+
+
+@pytest.mark.parametrize("data", [Minibatches(1, 2), Sequences(1), whole], ids=lambda x: type(x).__name__)
+def test_a_key_that_the_batch_lacks_is_named_with_who_reads_it(data):
+    lacking = Wrong(lambda out, _: out, keys=["extra", ("next", "more")])
+    parts = Update("u", {"a": Square(), "b": lacking}, data, optimizer=sgd, max_grad_norm=None)
+    with pytest.raises(ValueError, match=r"update 'u', part 'b': Wrong reads \['extra', \('next', 'more'\)\], which "
+                                         r"the batch lacks; it has .*\('agents', 'observation'\)"):
+        parts.run(Batches().batch())
+
+
+def test_a_key_error_of_another_kind_is_left_as_it_is():
+    def broken(batch, keys):
+        yield {}["something else"]
+
+    with pytest.raises(KeyError, match="something else"):
+        update(data=Given(broken)).run(Batches().batch())
 
 
 def test_a_loss_may_name_a_part_for_each_of_its_networks():

@@ -126,6 +126,17 @@ def test_stopping_in_the_target_is_success_and_leaving_the_field_is_not():
     close(step.reward, torch.tensor([0.999, 0.9 * 0.005 - 0.001, -1.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_push_straight_back_by_the_whole_speed_stops_a_sliding_body(dtype):
+    """Push, turn by half a turn in two steps, push as much: nothing is left of the speed, which is success."""
+    push = torch.tensor([1.0, 0.6, 0.25, 0.1], dtype=dtype)
+    state = Mover(*(x.to(dtype) for x in body(4, position=torch.full((2, 4), 0.5))))
+    for choice, param in ((ACCELERATE, push), (TURN, torch.ones(4)), (TURN, torch.ones(4)), (ACCELERATE, push)):
+        step = sliding(state, torch.full((4,), choice), param.to(dtype))
+        state = step.state
+    assert (state.speed == 0).all() and step.success.all() and step.terminated.all() and (step.reward > 0.9).all()
+
+
 def test_success_counts_at_the_last_step_too():
     state = body(position=torch.tensor([[0.45], [0.5]], dtype=torch.float64), age=torch.tensor([float(LIMIT)]))
     step = moving(state, torch.tensor([BRAKING]), torch.zeros(1))

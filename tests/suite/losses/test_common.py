@@ -1,6 +1,7 @@
 """The protocol, for every loss of the suite: a new entry of `STATE_MODELS` is tested without a line here."""
 
 import copy
+import inspect
 from functools import partial
 
 import pytest
@@ -63,8 +64,8 @@ def mixed_q(specs, kind, features=None, **options):
 
 
 def maddpg(specs, features=None, **options):
-    return MADDPGLoss(make_deterministic_actor(specs, features or {}, **COMMON), make_joint_q(specs, **COMMON),
-                      gamma=0.9, **options)
+    critic = make_joint_q(specs, **{key: value for key, value in COMMON.items() if key != "agent_id"})
+    return MADDPGLoss(make_deterministic_actor(specs, features or {}, **COMMON), critic, gamma=0.9, **options)
 
 
 # name: (kind of action, loss of specs, flat minibatch or [N, T])
@@ -127,6 +128,15 @@ def test_forward_gives_scalars_and_is_a_torchrl_loss(name):
         assert isinstance(key, str) and value.shape == () and value.isfinite(), key
         assert value.requires_grad is key.startswith("loss_"), key  # diagnostics carry no graph
     assert str(loss)  # printable
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_of_the_protocol_means_the_same_in_every_loss(name):
+    cls = type(make(name)[0])
+    for method, function in vars(Loss).items():
+        if callable(function) and method != "forward" and not method.startswith("_"):
+            parameters = [list(inspect.signature(getattr(c, method)).parameters) for c in (cls, Loss)]
+            assert parameters[0] == parameters[1], method
 
 
 @pytest.mark.parametrize("name", TRAINED)

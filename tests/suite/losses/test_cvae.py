@@ -70,7 +70,8 @@ def setting(loss, monkeypatch, *, student=STUDENT, teacher=TEACHER, miss=0.5):
 @pytest.mark.parametrize("options, rec, kl", [
     ({}, 0.25, 1.25), ({"kl_weights": (0.8, 0.2)}, 0.25, 1.25), ({"kl_weights": (1.0, 0.1)}, 0.25, 1.375),
     ({"kl_direction": "teacher_to_student"}, 0.25, (-math.log(2) + 2) + (math.log(2) + 0.5 * (0.25 - 1))),
-    ({"rec_coef": 3.0}, 0.75, 1.25), ({"free_bits_dim": 0.6}, 0.25, 0.6 + 0.806852819),
+    ({"rec_coef": 3.0}, 0.75, 1.25), ({"reduction": "sum"}, 0.25 * (4 + 5 + 4), 1.25),  # observed, predicted, missed
+    ({"free_bits_dim": 0.6}, 0.25, 0.6 + 0.806852819),
     ({"free_nats": 1.5}, 0.25, 1.5), ({"use_teacher": False}, 0.25, 0.5 * 3 - math.log(2) + 0.5)])
 def test_reconstruction_and_kl_by_hand(options, rec, kl, monkeypatch):
     specs = make_specs("discrete", n_agents=2)

@@ -10,13 +10,14 @@ from suite.specs import LOGITS
 from tests.batches import make_past_batch, make_specs, shaken
 
 SMALL = dict(latent_dim=2, num_cells=16, depth=1)
+PLAIN = dict(influence_skill=0.0, influence_decay=0.0, influence_scale="none")
 
 
-def make(**options):
+def make(kind="discrete", **options):
     """A loss whose model of the others says something, and a batch of a policy of 5 choices."""
-    specs = make_specs("discrete")
+    specs = make_specs(kind)
     torch.manual_seed(0)
-    loss = shaken(MOALoss(specs, **SMALL, influence=0.1, **options))
+    loss = shaken(MOALoss(specs, **SMALL, influence=0.1, **PLAIN | options))
     td = make_past_batch(specs, 8, 6)
     td[LOGITS] = torch.randn(8, 6, 3, 5)
     return loss, td

@@ -149,7 +149,9 @@ def test_measurements_follow_the_memory_of_the_held_out_rows():
 def test_influence_from_the_state_reached(divergence):
     """A loop over choices, each one step of the memory from the state after this step."""
     specs = make_specs("discrete")
-    loss, td = shaken(MOALoss(specs, **SMALL, influence=0.1, influence_divergence=divergence)), make_rows(specs, 2, 3)
+    plain = dict(influence_skill=0, influence_decay=0, influence_scale="none")
+    loss = shaken(MOALoss(specs, **SMALL, influence=0.1, influence_divergence=divergence, **plain))
+    td = make_rows(specs, 2, 3)
     td["next", *DONE].zero_()
     td[LOGITS] = torch.randn(2, 3, 3, 5)
     model, actions = loss.model, loss.model.actions

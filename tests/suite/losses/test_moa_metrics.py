@@ -6,8 +6,8 @@ import torch
 from suite.data import Changed, Minibatches, Replay
 from suite.losses import MOALoss
 from suite.losses.moa_metrics import ExpectedOthers
-from suite.modules.state_model import PAST
-from suite.specs import ACTION, CONTROLLED, DONE, IS_INIT, LOGITS, OBSERVATION, VISIBLE
+from suite.modules.state_model import PAST, PREV_VALID
+from suite.specs import ACTION, CONTROLLED, DONE, IS_INIT, LOG_PROB, LOGITS, OBSERVATION, VISIBLE
 from suite.state_figures import PANELS
 from tests.batches import make_past_batch, make_specs, shaken
 
@@ -22,6 +22,7 @@ def measured(kind, specs_options=(), **options):
     batch[IS_INIT] = torch.zeros(10, 6, 1, dtype=torch.bool)
     batch[IS_INIT][:, 0] = True
     batch["next", "agents", "done"].zero_()
+    batch["next", "done"] = torch.zeros(*batch.shape, 1, dtype=torch.bool)
     if specs.discrete:
         batch[LOGITS] = torch.zeros(10, 6, 3, 5)
     if specs.controlled:
@@ -47,6 +48,7 @@ def test_an_eighth_of_64_environments_is_enough_to_probe():
     batch[IS_INIT] = torch.zeros(64, 4, 1, dtype=torch.bool)
     batch[IS_INIT][:, 0] = True
     batch["next", "agents", "done"].zero_()
+    batch["next", "done"] = torch.zeros(*batch.shape, 1, dtype=torch.bool)
     batch[LOGITS] = torch.zeros(64, 4, 3, 5)
     loss.held_out = 0.125
     found = loss.diagnose(batch)
@@ -75,6 +77,42 @@ def test_an_untrained_world_model_copies_and_an_untrained_action_model_knows_not
     assert found["wm/obs_skill_1"] == pytest.approx(0, abs=1e-6)
     assert found["moa/ce"] == pytest.approx(math.log(5), abs=0.02)
     assert found["moa/ce_floor"] == pytest.approx(math.log(5), abs=1e-6)  # the acting policy was uniform
+
+
+def test_one_agent_that_leaves_ends_nobodys_roll_out():
+    """Whichever of the agents it is: the episode goes on."""
+    loss, batch, _ = measured("discrete", specs_options={"alive": ("agents", "mask")})
+    shaken(loss)
+    batch["agents", "mask"].fill_(True)
+    before = loss.diagnose(batch)["wm/obs_skill_3_true"]
+    for agent in range(3):
+        left = batch.clone()
+        left["next", *DONE][:, 2, agent] = True
+        assert loss.diagnose(left)["wm/obs_skill_3_true"] == before
+    over = batch.clone()
+    over["next", "done"][:, 2] = True
+    assert loss.diagnose(over)["wm/obs_skill_3_true"] != before
+
+
+def test_the_skill_of_continuous_actions_counts_from_the_density_of_what_was_done():
+    """Minus its mean log-density is the entropy, as actions are encoded: by half the width of the bounds,
+    1.5, 3 and 4.5, in both dimensions.
+    """
+    loss, batch, _ = measured("continuous")
+    reach = torch.tensor([1.5, 3.0, 4.5])  # bounds are -1 and 2, -2 and 4, -3 and 6
+    batch[LOG_PROB] = torch.full((10, 6, 3), -0.25)
+    found = loss.diagnose(batch)
+    assert found["moa/nll_floor"] == pytest.approx(0.25 - 2 * reach.log().mean().item(), abs=1e-5)
+    expected = (found["moa/nll_marginal"] - found["moa/nll"]) / (found["moa/nll_marginal"] - found["moa/nll_floor"])
+    assert found["moa/skill"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_was_done_before_a_batch_is_no_copy_of_what_it_begins_with():
+    """Episodes that go on from batch to batch: the first column has a past, but not in the batch."""
+    loss, batch, _ = measured("discrete")
+    batch[PREV_VALID].fill_(1)
+    batch[ACTION][5:] = torch.arange(6)[:, None].expand(5, 6, 3) % 5  # always another
+    assert loss.diagnose(batch)["moa/acc_repeat"] == 0
 
 
 def test_a_script_has_no_entropy_and_one_step_no_future():
@@ -148,12 +186,13 @@ def test_controls_and_a_loss_without_held_out_rows_measure_nothing():
 def sequence(specs, rows=6, steps=5, memory=0):
     """Rows that are one episode each, whose past is what happened before."""
     td = make_past_batch(specs, rows, steps, memory=memory)
-    loss = shaken(MOALoss(specs, latent_dim=3, num_cells=8, memory="gru" if memory else "none", memory_dim=memory or 1))
+    loss = shaken(MOALoss(specs, latent_dim=3, num_cells=8, **dict(memory="gru", memory_dim=memory) if memory else {}))
     with torch.no_grad():
         now = td[OBSERVATION], loss.model.joint_action(td)
     for key, value in zip(PAST[:2], now, strict=True):
         td[key] = torch.cat([torch.zeros_like(value[:, :1]), value[:, :-1]], 1)
     td["next", *DONE].zero_()
+    td["next", "done"] = torch.zeros(rows, steps, 1, dtype=torch.bool)
     td["next", *OBSERVATION] = torch.cat([td[OBSERVATION][:, 1:], td["next", *OBSERVATION][:, -1:]], 1)
     return loss, td
 

@@ -1,11 +1,13 @@
 """Wrong options of the family are refused before training, by name and with what is allowed."""
 
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
 from suite.losses import MOALoss
-from suite.specs import VISIBLE
+from suite.specs import CONTROLLED, VISIBLE
 from tests.batches import make_specs
 
 
@@ -27,6 +29,10 @@ from tests.batches import make_specs
     ({"ppo_latent": "new"}, r"ppo_latent .*\['stored', 'recompute'\].*'new'"),
     ({"influence_scale": "mean"}, r"influence_scale .*\['none', 'std'\].*'mean'"),
     ({"memory_chunk": 5}, "memory_chunk .* give memory=gru"), ({"acting_tau": 1.5}, "acting_tau .* share up to 1"),
+    ({"alpha_warmup": 3}, "alpha_warmup .* share up to 1, got 3"),
+    ({"reduction": "none"}, r"reduction .*\['mean', 'sum'\].*'none'"),
+    *(({name: value}, f"{name} .* finite number, got {value}") for name, value in (
+        ("alpha", float("nan")), ("obs_coef", float("inf")))),
     ({"others_actions": "visible"}, r"others_actions=visible .* who sees whom: --task-options with_visible=True"),
     ({"train_moa_only_when_visible": True}, r"train_moa_only_when_visible .* who sees whom"),
     ({"held_out": 1.0}, r"held_out .* below 1, got 1.0"), ({"memory_chunk": -1}, "memory_chunk .* not be negative"),
@@ -64,9 +70,20 @@ JOINT = {"joint_update": True, "held_out": 0.0}
     (JOINT | {"wm_replay": 1}, "joint_update .* wm_replay"),
     (JOINT | {"memory": "gru"}, "joint_update .* memory 'gru'"),
     (JOINT | {"actor_inputs": "obs+past"}, r"joint_update .* 'obs\+past', which trains no model"),
-    ({"influence_skill": 0.2}, "influence_skill .* give influence a weight"),
-    ({"influence_decay": 0.5}, "influence_decay .* give influence a weight"),
-    ({"influence_scale": "std"}, "influence_scale .* give influence a weight"),
+    ({"influence_skill": 0.1}, "influence_skill .* give influence a weight"),
+    ({"influence_decay": 0.1}, "influence_decay .* give influence a weight"),
+    ({"influence_scale": "none"}, "influence_scale .* give influence a weight"),
+    ({"influence_divergence": "jsd"}, "influence_divergence .* give influence or social_curiosity a weight"),
+    ({"curiosity_scale": "none", "disagreement": 0.1, "ensemble": 2}, "curiosity_scale .* give curiosity a weight"),
+    ({"memory_dim": 7}, "memory_dim .* give memory=gru"),
+    ({"horizon": 2}, "horizon .* give imagination"),
+    ({"imagination": "dyna", "imagination_mix": 0.1}, "imagination_mix .* give imagination=expand"),
+    ({"imagination": "expand", "imagination_weight": 3.0}, "imagination_weight .* give imagination=dyna or decentral"),
+    ({"use_teacher": False, "kl_direction": "teacher_to_student"}, "kl_direction .* leave use_teacher at True"),
+    ({"use_teacher": False, "teacher_pull": 0.1}, "teacher_pull .* leave use_teacher at True"),
+    ({"free_bits_dim": 0.25, "free_nats": 9.0}, "free_nats .* leave free_bits_dim at 0"),
+    ({"actor_inputs": "obs", "shuffle_z": True}, "shuffle_z .* give actor_inputs with z"),
+    ({"actor_inputs": "obs+moa", "policy_latent": "sample"}, "policy_latent .* give actor_inputs with z"),
     ({"social_forward": 0.2}, "social_forward .* give social_curiosity a weight"),
     ({"social_curiosity": 0.1, "social_forward": 1.5}, "social_forward .* share up to 1, got 1.5"),
     ({"social_curiosity": 0.1, "moa_inputs": "prev+obs"}, "social_curiosity .* before the next observation is known"),
@@ -88,12 +105,31 @@ def test_what_the_task_can_give_is_accepted():
     assert VISIBLE in loss.recorders[0].in_keys and VISIBLE not in MOALoss(specs).in_keys
 
 
-@pytest.mark.parametrize("option", [{"influence_divergence": "jsd"}, {"influence_skill": 0.2}], ids=str)
-def test_parts_of_influence_need_choices(option):
-    with pytest.raises(ValueError, match=rf"{next(iter(option))} of loss 'moa' is for discrete actions: leave it out"):
-        MOALoss(make_specs("continuous"), influence=0.1, **option)
+def test_parts_of_influence_need_choices():
+    with pytest.raises(ValueError, match="influence_divergence of loss 'moa' is for discrete actions: leave it out"):
+        MOALoss(make_specs("continuous"), influence=0.1, influence_divergence="jsd")
     with pytest.raises(ValueError, match=r"influence_samples of loss 'moa' .* 2 or more, got 1"):
         MOALoss(make_specs("continuous"), influence=0.1, influence_samples=1)
+
+
+def test_a_skill_needs_a_density():
+    """Minus the log-density of what was done is the policies' entropy, but padding and scripts have none."""
+    padded = replace(make_specs("continuous"), action_mask=torch.tensor([[True, False], [True, True], [True, True]]))
+    for specs in (padded, make_specs("continuous", controlled=CONTROLLED)):
+        with pytest.raises(ValueError, match=r"influence_skill of loss 'moa' needs the entropy .* give"):
+            MOALoss(specs, influence=0.1)
+        assert MOALoss(specs, influence=0.1, influence_skill=0).influence.active is None
+    assert MOALoss(make_specs("continuous"), influence=0.1).influence.active == 0
+
+
+def test_what_is_assumed_and_what_may_never_count_is_said():
+    specs, seen = make_specs("discrete"), make_specs("discrete", visible=VISIBLE)
+    (told,) = MOALoss(seen).plan(100)
+    assert "told what all others did" in told and "others_actions=visible or own" in told
+    assert MOALoss(seen, others_actions="own").plan(100) == MOALoss(specs).plan(100) == []
+    dyna = MOALoss(specs, imagination="dyna", imagination_skill=0.25).plan(100)
+    assert dyna == ["imagination counts in batches with wm/obs_skill_1 above 0.25 and wm/rew_r2 above 0.0, perhaps in "
+                    "none: imagination/active tells"]
 
 
 def test_a_single_agent_has_nobody_to_model():

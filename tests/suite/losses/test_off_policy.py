@@ -20,6 +20,7 @@ from tests.batches import make_batch, make_specs
 torch.set_num_threads(1)
 LATENT = (GROUP, "latent")
 COMMON = dict(share="all", agent_id=False, cells=[8], activation="tanh", init="default", device="cpu")
+JOINT = {key: value for key, value in COMMON.items() if key != "agent_id"}
 ENDS = {"running": (False, False), "truncated": (True, False), "terminated": (True, True)}
 
 
@@ -174,7 +175,7 @@ def test_maddpg_targets_lag_on_both_networks():
 
 def test_maddpg_names_its_two_networks_apart():
     specs = make_specs("continuous")
-    loss = MADDPGLoss(make_deterministic_actor(specs, {}, **COMMON), make_joint_q(specs, **COMMON), gamma=0.9)
+    loss = MADDPGLoss(make_deterministic_actor(specs, {}, **COMMON), make_joint_q(specs, **JOINT), gamma=0.9)
     found = loss.networks("whatever")
     assert list(found) == ["actor", "critic"]
     groups = [{id(p) for p in params} for params in found.values()]
@@ -210,7 +211,7 @@ def encoded_loss(kind, encode):
     if kind == "maddpg":
         specs = make_specs("continuous")
         actor = make_deterministic_actor(specs, {LATENT: 2}, **COMMON)
-        critic = make_joint_q(specs, **COMMON)
+        critic = make_joint_q(specs, **JOINT)
         return MADDPGLoss(actor, critic, gamma=0.9, encoders=encode), make_batch(specs).reshape(-1)
     specs = make_specs("masked")
     policy, mixer = make_q_policy(specs, {LATENT: 2}, **COMMON), make_mixer(kind, specs, embed_dim=4, device="cpu")

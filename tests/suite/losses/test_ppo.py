@@ -279,10 +279,11 @@ def value_batch(target, old=0.0):
 # V = 3 everywhere, targets 0 3 | 4 6: squares 9, 0, 1, 9
 # clipped, old 1, clip 0.5: 1.5 - G = 1.5, -1.5, -2.5, -4.5: squares 2.25, 2.25, 6.25, 20.25;
 # larger 9, 2.25, 6.25, 20.25
-# Huber: 3 - 0.5, 0, 0.5, 3 - 0.5
+# Huber: 3 - 0.5, 0, 0.5, 3 - 0.5; clipped 1, 1, 2, 4: larger 2.5, 1, 2, 4; with threshold 10 half the squares
 @pytest.mark.parametrize(("options", "expected"), [
     ({"clip": None, "kind": "l2"}, 19 / 4), ({"clip": 0.5, "kind": "l2"}, 37.75 / 4),
-    ({"clip": None, "kind": "smooth_l1"}, 5.5 / 4)])
+    ({"clip": None, "kind": "smooth_l1"}, 5.5 / 4), ({"clip": 0.5, "kind": "smooth_l1"}, 9.5 / 4),
+    ({"clip": None, "kind": "huber"}, 19 / 8), ({"clip": 0.5, "kind": "huber"}, 37.75 / 8)])
 def test_value_loss_by_hand(options, expected):
     td = value_batch([[0.0, 3.0], [4.0, 6.0]], old=1.0)
     loss = ValueLoss(critic_of(3.0), **options)
@@ -324,10 +325,15 @@ def test_value_target_is_a_constant():
 
 
 def test_wrong_value_losses_are_named():
-    with pytest.raises(ValueError, match=r"'huber'.*\['l2', 'smooth_l1'\]"):
-        ValueLoss(critic_of(0.0), clip=None, kind="huber")
-    with pytest.raises(ValueError, match="'l2' only"):
-        ValueLoss(critic_of(0.0), clip=0.2, kind="smooth_l1")
+    with pytest.raises(ValueError, match=r"'l1'.*\['l2', 'smooth_l1', 'huber'\]"):
+        ValueLoss(critic_of(0.0), clip=None, kind="l1")
+
+
+def test_a_large_value_error_counts_in_proportion():
+    """V = 3, G = 23: 10 (20 - 5) with threshold 10, 20 - 0.5 with 1."""
+    for kind, expected in (("huber", 150.0), ("smooth_l1", 19.5)):
+        out = ValueLoss(critic_of(3.0), clip=None, kind=kind)(value_batch([[23.0]]))
+        assert out["loss_value"].item() == pytest.approx(expected)
 
 
 def test_entropies_and_the_sum_of_the_losses():

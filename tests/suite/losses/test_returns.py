@@ -275,6 +275,17 @@ def test_normalised_advantages(normalize, dims):
     assert torch.equal(batch[VALUE_TARGET], raw[VALUE_TARGET])  # from the advantage before
 
 
+def test_advantages_by_the_deviation_of_the_numbers_themselves():
+    """1, 1, 5, 9: mean 4, deviation sqrt((9 + 9 + 1 + 25) / 4) = sqrt 11; equal ones become 0; one left out."""
+    returns = returns_of(critic_of(), normalize="population")
+    x = torch.tensor([1.0, 1.0, 5.0, 9.0]).view(1, 4, 1, 1)
+    expected = torch.tensor([-3.0, -3.0, 1.0, 5.0]).view_as(x) / 11**0.5
+    assert_close(returns.normalized(x), expected)
+    assert torch.equal(returns.normalized(torch.full_like(x, 3.0)), torch.zeros_like(x))
+    alive = torch.tensor([True, False, True, True]).view_as(x)  # 1, 5, 9: deviation sqrt(32 / 3)
+    assert_close(returns.normalized(x, alive)[alive], torch.tensor([-4.0, 0.0, 4.0]) / (32 / 3) ** 0.5)
+
+
 @pytest.mark.parametrize("normalize", ["batch", "agent"])
 def test_agents_that_have_left_count_in_no_statistic(normalize):
     batch, options = make_batch(SPECS), dict(normalize=normalize, standardize_reward=1, mask=ALIVE)

@@ -134,7 +134,8 @@ def test_what_is_expected_is_the_next_steps_prediction(kind, memory):
 
 def test_influence_is_measured_once_for_both_terms(monkeypatch):
     specs = make_specs("discrete")
-    loss = shaken(MOALoss(specs, **SMALL, influence=0.1, social_curiosity=0.001))
+    plain = dict(influence_skill=0, influence_decay=0, influence_scale="none")
+    loss = shaken(MOALoss(specs, **SMALL, influence=0.1, **plain, social_curiosity=0.001))
     td = make_past_batch(specs, 3, 4)
     td[LOGITS], td["next", *DONE] = torch.randn(3, 4, 3, 5), torch.zeros(3, 4, 3, 1, dtype=torch.bool)
     calls, measured = [], ActionModelLoss.influence

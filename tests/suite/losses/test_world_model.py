@@ -40,13 +40,14 @@ def predicting(loss, monkeypatch, observation, reward):
 def test_observation_error_by_hand():
     u, none = torch.tensor([1.0, 2.0]), torch.zeros(2)
     both, first = torch.tensor([True, True]), torch.tensor([True, False])
-    assert observation_error(none, u, both, reduce="sum") == 5 and observation_error(none, u, both) == 2.5
-    assert observation_error(none, u, first, reduce="sum") == 1 and observation_error(none, u, first) == 1
-    assert observation_error(none, u, ~both) == 0  # nothing varies
+    assert observation_error(none, u, both) == 5 and observation_error(none, u, both, reduction="mean") == 2.5
+    assert observation_error(none, u, first) == 1 and observation_error(none, u, first, reduction="mean") == 1
+    assert observation_error(none, u, ~both, reduction="mean") == 0  # nothing varies
 
 
 @pytest.mark.parametrize("options, observation, reward", [
-    ({}, 2.5, 0.25), ({"huber": True}, 2.5, 0.125), ({"obs_coef": 2.0, "reward_coef": 3.0}, 5.0, 0.75),
+    ({}, 2.5, 0.25), ({"reduction": "sum"}, 5.0, 0.25), ({"huber": True}, 2.5, 0.125),
+    ({"obs_coef": 2.0, "reward_coef": 3.0}, 5.0, 0.75),
     ({"scale": 2.0}, 2.5, 0.0)])  # a reward of 1 in units of 2 is the 0.5 predicted
 def test_loss_by_hand(options, observation, reward, monkeypatch):
     loss = make_loss(hand_specs(), **options)

@@ -101,10 +101,10 @@ def test_deterministic_actor_at_zero_is_the_middle():
     assert_close(action, ((specs.low + specs.high) / 2).expand_as(action))
 
 
-@pytest.mark.parametrize(("share", "agent_id"), SHARING)
-def test_joint_value_depends_on_everybodys_observation_and_action(share, agent_id):
+@pytest.mark.parametrize("share", ["all", "roles", "none"])
+def test_joint_value_depends_on_everybodys_observation_and_action(share):
     specs = make_specs("continuous", types=(0, 1, 0))
-    critic = make_joint_q(specs, share=share, agent_id=agent_id, **SIZES)
+    critic = make_joint_q(specs, share=share, **SIZES)
     batch = make_batch(specs).reshape(-1)
     td = batch.select(*critic.in_keys)
     for key in (OBSERVATION, ACTION):
@@ -113,4 +113,28 @@ def test_joint_value_depends_on_everybodys_observation_and_action(share, agent_i
     assert value.shape == (24, 3, 1)
     for gradient in torch.autograd.grad(value[:, 1].sum(), [td[OBSERVATION], td[ACTION]]):
         assert (gradient.abs().amax((0, 2)) > 0).all()  # of all three agents
-    assert torch.allclose(value[:, 0], value[:, 2]) is (share in ("all", "roles") and not agent_id)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(value[:, one], value[:, other]), "each row is of its agent, who is paid for itself"
+
+
+@pytest.mark.parametrize("share", ["all", "roles", "none"])
+def test_joint_values_of_agents_learn_rewards_of_their_own(share):
+    """Agent i is paid i in each of two states that look alike: rows that could not differ would all say 1."""
+    torch.manual_seed(0)
+    specs = make_specs("continuous", types=(0, 0, 0) if share == "roles" else (0, 1, 0))
+    critic = make_joint_q(specs, share=share, **SIZES)
+    batch, target = make_batch(specs).reshape(-1).select(*critic.in_keys), torch.arange(3.0).view(1, 3, 1)
+    adam = torch.optim.Adam(critic.parameters(), lr=0.05)
+    for _ in range(300):
+        adam.zero_grad()
+        (critic(batch.copy())[STATE_ACTION_VALUE] - target).square().mean().backward()
+        adam.step()
+    assert_close(critic(batch.copy())[STATE_ACTION_VALUE].mean(0), target[0], rtol=0, atol=0.1)
+
+
+def test_a_joint_value_needs_ids_only_where_parameters_are_shared():
+    for share, types, ids in (("all", (0, 0, 0), 3), ("roles", (0, 1, 0), 3), ("roles", (0, 1, 2), 0),
+                              ("none", (0, 0, 0), 0)):
+        specs = make_specs("continuous", types=types)
+        first = make_joint_q(specs, share=share, **SIZES).module.layers[0]
+        assert first.weight.shape[-1] == 3 * (specs.obs_dim + specs.action_dim) + ids, (share, types)

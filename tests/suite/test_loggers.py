@@ -36,10 +36,9 @@ def test_tensorboard_hides_what_a_killed_run_logged_after_its_checkpoint(tmp_pat
 
 
 def test_tensorboard_of_a_run_that_begins_again_shows_it_once(tmp_path):
-    finished(tmp_path)
+    with Run(tmp_path, CONFIG, quiet=True) as run:
+        run.log({"episode/return": 3.0}, frames=0)
     age(tmp_path)
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.unlink()
     with Run(tmp_path, CONFIG, resume=True, quiet=True) as run:
         run.log({"episode/return": 7.0}, frames=0)
     assert board(tmp_path) == [(0, 7)]
@@ -69,11 +68,12 @@ class Weights:
 def test_wandb_writes_into_the_run_folder_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr("torchrl.record.WandbLogger", Weights)
     monkeypatch.setattr(Weights, "made", [])
-    finished(tmp_path / "r", loggers=("wandb",))
-    with Run(tmp_path / "r", CONFIG, resume=True, quiet=True, loggers=("wandb",)):
+    finished(tmp_path / "r", loggers=("wandb",), project="mine")
+    with Run(tmp_path / "r", CONFIG, resume=True, quiet=True, loggers=("wandb",), project="mine"):
         pass
     finished(tmp_path / "r", loggers=("wandb",), overwrite=True)
     first, again, other = (logger.options for logger in Weights.made)
     assert first == again and first["save_dir"] == str(tmp_path / "r" / "metrics") and first["config"] == CONFIG
+    assert (first["project"], other["project"]) == ("mine", "murmur")
     assert other["id"] != first["id"] and Weights.made[0].rows[-1] == "finished"
     assert ("episode/return", 50.0, 50) in Weights.made[0].rows
