@@ -99,6 +99,7 @@ def kind_of(default: Any) -> Any:
     return float | Sequence[float] | None if isinstance(default, (int, float)) else Any
 
 
+# as in suite.config, which checks losses: neither package imports the other
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotated kind; kinds that no option is written with fit always."""
     origin, parts = get_origin(kind), get_args(kind)

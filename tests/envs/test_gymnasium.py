@@ -307,6 +307,8 @@ def test_wrong_names_and_options_are_told():
         make_env("gymnasium/CartPole-v1", num_envs=1, sutton=True)
     with pytest.raises(ValueError, match="no option 'render_mode'"):
         make_env("gymnasium/CartPole-v1", num_envs=1, render_mode="human")
+    with pytest.raises(ValueError, match="sutton_barto_reward of gymnasium/CartPole-v1 must be True or False, got"):
+        make_env("gymnasium/CartPole-v1", num_envs=1, sutton_barto_reward="no")
 
 
 @pytest.mark.parametrize("action", [spaces.MultiDiscrete([2, 3]), spaces.Box(-np.inf, np.inf, (2,)),

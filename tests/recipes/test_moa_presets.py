@@ -9,6 +9,7 @@ from recipes.cooperative import CHOOSERS, configure, swap_flags
 from recipes.cooperative_config import Config
 from recipes.moa_presets import MOA, REFERENCE
 from suite.config import parse_cli
+from suite.modules.policies import ActorNetwork
 from suite.run import MemoryRun
 
 
@@ -53,6 +54,14 @@ def test_every_control_trains_on_hidden_leader(preset):
     trainer = small(*words, *cells, "--actor-cells", "8")
     trainer.train()
     assert trainer.iteration == 2
+
+
+def test_roles_have_an_actor_of_their_own():
+    """Speaker and listener; the agents of hidden_leader are one role."""
+    for task, sets in (("vmas/simple_speaker_listener_pe", (2,)), ("vmas/hidden_leader", ())):
+        trainer = small("--preset", "moa", "--loss", "moa", "--task", task)
+        [actor] = [module for module in trainer.policy.modules() if isinstance(module, ActorNetwork)]
+        assert actor.out.weight.shape[:-2] == sets
 
 
 def at_execution(trainer):
