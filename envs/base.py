@@ -27,6 +27,7 @@ PARAMS = (GROUP, "action", "params")  # float32 [N, A, P] in [-1, 1] of a hybrid
 ACTION_MASK = (GROUP, "action_mask")
 REWARD = (GROUP, "reward")
 HIDDEN_VARIABLES = (GROUP, "hidden")  # float32 [N, A, D], for teachers and probes only; written if asked for
+INFORMED = (GROUP, "informed")  # bool [N, A], True for agents that see those themselves; beside them, where some do
 VISIBLE = (GROUP, "visible")  # float32 [N, A, A - 1], 1 for each other agent that is seen now; written if asked for
 CONTROLLED = (GROUP, "controlled")  # bool [N, A], False where the environment overrides the action; optional
 SCRIPTED_ACTION = (GROUP, "scripted_action")  # like an action, what it will do instead there; with CONTROLLED only

@@ -28,11 +28,8 @@ those of stock VMAS to the last bit, with these differences and peculiarities:
 
 from __future__ import annotations
 
-import ast
 import math
-import textwrap
 from importlib import import_module
-from inspect import getsource
 from typing import Any, Literal
 
 import numpy as np
@@ -43,13 +40,14 @@ from torchrl.data import Binary, TensorSpec, Unbounded
 from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
-from envs import check_kinds, check_options, kind_of, suggestion
+from envs import check_kinds, check_options, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
     CONTROLLED,
     GROUP,
     HIDDEN_VARIABLES,
+    INFORMED,
     OBSERVATION,
     SCRIPTED_ACTION,
     BatchedEnv,
@@ -59,9 +57,9 @@ from envs.base import (
 )
 from envs.rendering import draw_world
 from envs.vmas_groups import NativeGroups
-from envs.vmas_hidden import hidden_variables
+from envs.vmas_hidden import hidden_variables, who_is_informed
 from envs.vmas_hidden_leader import HiddenLeader
-from envs.vmas_scenarios import CORRECTED, PER_ENV
+from envs.vmas_scenarios import CORRECTED, PER_ENV, scenario_options
 from envs.vmas_state import FreshRows, RandomState, SlotFinder, capture, restore
 from envs.vmas_world_state import world_state
 
@@ -120,10 +118,13 @@ class VmasBatch(BatchedEnv):
         if with_hidden:
             width = sum(size for _, size, _ in self.hidden_parts)
             infos = infos | {HIDDEN_VARIABLES: Unbounded((self.n_agents, width))}
+        flag = Binary(self.n_agents, shape=(self.n_agents,), dtype=torch.bool)
+        self._informed = who_is_informed(scenario, agents) if with_hidden else None
+        if self._informed is not None:
+            infos = infos | {INFORMED: flag}
         self._scripts = getattr(scenario, "scripts_agents", False)
         if self._scripts:
-            infos = infos | {CONTROLLED: Binary(self.n_agents, shape=(self.n_agents,), dtype=torch.bool),
-                             SCRIPTED_ACTION: actions.spec()}
+            infos = infos | {CONTROLLED: flag, SCRIPTED_ACTION: actions.spec()}
         self.with_state, self._state = with_state, world_state(scenario, name) if with_state else None
         self._set_specs(observation_dim=max(obs_dims), action=actions.spec(), observations=infos,
                         action_mask=None if self._mask is None else max(actions.dims),
@@ -168,6 +169,8 @@ class VmasBatch(BatchedEnv):
                 out |= self._infos()
             if self._hidden is not None:
                 out[HIDDEN_VARIABLES] = torch.stack([self._hidden(agent) for agent in self._policy_agents], 1).float()
+            if self._informed is not None:
+                out[INFORMED] = self._informed()
             if self._state is not None:
                 out["state"] = torch.cat([self._state(), *rows], -1).float()
             if self._scripts:
@@ -338,7 +341,8 @@ def make_vmas(name: str, *, num_envs: int, device: torch.device | str, seed: int
         max_steps: None takes 100; 25 for the mpe scenarios; 500 for football, passage, ball_passage, joint_passage and
             joint_passage_size; 200 for multi_give_way.
         truncate: see `BatchedEnv`. ``with_info``: write ("agents", "info", ...), which costs a tensor per entry.
-        with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only (`envs.vmas_hidden`).
+        with_hidden: write ("agents", "hidden") [N, A, D], for teachers and probes only, and where some agents know
+            that anyway ("agents", "informed"), bool [N, A] (`envs.vmas_hidden`).
         with_state: write "state" [N, S], which central critics then read: positions, velocities, hidden variables
             (`envs.vmas_world_state`), and behind them all observations.
         groups: "padded" for one group "agents"; "native" for one group per kind of agent and no padding, as TorchRL's
@@ -376,25 +380,3 @@ def _scenario(name: str) -> BaseScenario:
     own = CORRECTED.get(name) or OWN.get(name)
     # as a module with a name (VMAS loads its files without one), which torch.compile needs
     return own() if own else import_module(MODULES[name]).Scenario()
-
-
-def scenario_options(scenario: BaseScenario) -> dict[str, Any]:
-    """{option: kind} that a scenario reads, found in its source: scenarios take them out of ``kwargs`` one by one."""
-    kinds = {}
-    for cls in type(scenario).__mro__:
-        if not cls.__module__.startswith(("vmas.scenarios", "envs.vmas")):
-            continue
-        for node in ast.walk(ast.parse(textwrap.dedent(getsource(cls)))):
-            if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "get")
-                    and ast.unparse(node.func.value) == "kwargs" and isinstance(node.args[0], ast.Constant)):
-                own = cls.__module__.startswith("envs")  # those check what they take
-                kinds.setdefault(node.args[0].value, Any if own else _kind(node.args[1:]))
-    return dict(sorted(kinds.items()))
-
-
-def _kind(default: list[ast.expr]) -> Any:
-    """The kind of an option by its default, if that is written out."""
-    try:
-        return kind_of(ast.literal_eval(default[0])) if default else Any
-    except ValueError:  # an expression
-        return Any

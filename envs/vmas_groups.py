@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.base import ACTION, CONTROLLED, DONE_KEYS, HIDDEN_VARIABLES, OBSERVATION, REWARD
+from envs.base import ACTION, CONTROLLED, DONE_KEYS, HIDDEN_VARIABLES, INFORMED, OBSERVATION, REWARD
 
 if TYPE_CHECKING:
     from envs.vmas import VmasBatch
@@ -21,7 +21,8 @@ class NativeGroups(EnvBase):
 
     A lone group "agent" is called "agents"; names that do not all end in ``_<number>`` give one group "agents". No
     padding within a group. Keys: (group, "observation"), (group, "action"), ("next", group, "reward"), done flags at
-    the root, (group, "info", name), (group, "hidden"), (group, "controlled") and "state" if the environment has them.
+    the root, (group, "info", name), (group, "hidden"), (group, "informed"), (group, "controlled") and "state" if there
+    are any.
 
     Args:
         env: the padded environment; stays available as ``env``, with the tensor interface and save and load.
@@ -35,7 +36,8 @@ class NativeGroups(EnvBase):
         super().__init__(device=env.device, batch_size=env.batch_size)
         self.env, self.num_envs, self.max_steps = env, env.num_envs, env.max_steps
         self.members = _members(env.group_map["agents"])
-        self.scripted = CONTROLLED in env.full_observation_spec.keys(True, True)
+        written = set(env.full_observation_spec.keys(True, True))
+        self.flags = [key for key in (INFORMED, CONTROLLED) if key in written]
         self.group_map = {group: [env.group_map["agents"][k] for k in rows] for group, rows in self.members.items()}
         for group, rows in self.members.items():
             if len({(env.obs_dims[k], env.action_dims[k]) for k in rows}) > 1:
@@ -58,8 +60,8 @@ class NativeGroups(EnvBase):
             if env.hidden_parts:
                 width_hidden = env.full_observation_spec[HIDDEN_VARIABLES].shape[-1]
                 seen["hidden"] = Unbounded((n, a, width_hidden), device=self.device)
-            if self.scripted:
-                seen["controlled"] = Binary(a, shape=(n, a), dtype=torch.bool, device=self.device)
+            for key in self.flags:
+                seen[key[-1]] = Binary(a, shape=(n, a), dtype=torch.bool, device=self.device)
             if env.continuous_actions:
                 action = Bounded(low=bounds.space.low[:, rows, :width], high=bounds.space.high[:, rows, :width],
                                  shape=(n, a, width), device=self.device)
@@ -86,8 +88,7 @@ class NativeGroups(EnvBase):
                 part["info"] = whole["agents", "info"][:, rows]
             if self.env.hidden_parts:
                 part["hidden"] = whole[HIDDEN_VARIABLES][:, rows]
-            if self.scripted:
-                part["controlled"] = whole[CONTROLLED][:, rows]
+            part |= {key[-1]: whole[key][:, rows] for key in self.flags}
             out[group] = TensorDict(part, batch_size=[self.num_envs, len(rows)], device=self.device)
         return out
 

@@ -12,12 +12,12 @@ navigation                            positions of the others' goals, in the ord
 ====================================  =======================================================================
 
 A scenario of the project's own has ``hidden(agent)`` and ``hidden_parts``; VMAS's are in the table `STOCK`. In tasks
-with roles the numbers are given to all agents, also to those that know them.
+with roles the numbers are given to all agents, also to those that know them; ``informed(agent)`` tells who does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,16 @@ def _others_goals_parts(scenario: BaseScenario) -> Parts:
 
 STOCK = {"navigation": (_others_goals, _others_goals_parts)}
 TASKS = sorted([*STOCK, "hidden_leader", *(name for name, cls in PER_ENV.items() if hasattr(cls, "hidden"))])
+
+
+def who_is_informed(scenario: BaseScenario, agents: Sequence[Agent]) -> Callable[[], Tensor] | None:
+    """Function that tells who sees the hidden variables without being told, bool [N, A]; None if nobody ever does."""
+    informed = getattr(scenario, "informed", None)
+    if informed is None:
+        return None
+    like = agents[0].state.pos[:, 0]
+    return lambda: torch.stack([torch.as_tensor(informed(agent), device=like.device).expand_as(like)
+                                for agent in agents], 1)
 
 
 def hidden_variables(scenario: BaseScenario, name: str) -> tuple[Callable[[Agent], Tensor], Parts]:

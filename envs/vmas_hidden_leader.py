@@ -140,6 +140,10 @@ class HiddenLeader(BaseScenario):
             parts.append(one_hot(self.partner, len(PARTNERS)).float())
         return torch.cat(parts, -1)
 
+    def informed(self, agent: Agent) -> Tensor:
+        """Whether the agent leads: it is told so, and the goal; bool [N]."""
+        return self._leads(agent)
+
     @property
     def hidden_parts(self) -> tuple[tuple[str, int, bool], ...]:
         """What `hidden` is made of: name, width, whether it is a one-hot."""

@@ -6,6 +6,11 @@ draws once for the whole batch is drawn for each environment, and redrawn when t
 
 from __future__ import annotations
 
+import ast
+import textwrap
+from inspect import getsource
+from typing import Any
+
 import torch
 from torch import Tensor
 from vmas.scenarios import ball_trajectory, give_way, passage
@@ -17,6 +22,9 @@ from vmas.scenarios.mpe import (
     simple_world_comm,
 )
 from vmas.simulator.core import Agent, Landmark
+from vmas.simulator.scenario import BaseScenario
+
+from envs import kind_of
 
 
 class BallTrajectory(ball_trajectory.Scenario):
@@ -124,6 +132,14 @@ class HiddenGoal:
         return agent.goal.one_hot
 
 
+class GoodAgentsKnow(HiddenGoal):
+    """Of those the ones in which adversaries do not know it."""
+
+    def informed(self, agent: Agent) -> bool:
+        """All but the adversaries see the goal."""
+        return not agent.adversary
+
+
 class SimpleReference(HiddenGoal, simple_reference.Scenario):
     """Both agents' goals are drawn for each environment."""
 
@@ -167,8 +183,12 @@ class SimpleSpeakerListener(HiddenGoal, simple_speaker_listener.Scenario):
         """One-hot of the landmark that the listener is to reach, float32 [N, landmarks]."""
         return self.world.agents[0].goal_b.one_hot
 
+    def informed(self, agent: Agent) -> bool:
+        """The speaker sees the goal."""
+        return agent is self.world.agents[0]
 
-class SimpleAdversary(HiddenGoal, simple_adversary.Scenario):
+
+class SimpleAdversary(GoodAgentsKnow, simple_adversary.Scenario):
     """The landmark that the good agents know as the goal is drawn for each environment."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:
@@ -182,7 +202,7 @@ class SimpleAdversary(HiddenGoal, simple_adversary.Scenario):
             landmark.color = torch.where(goal.index[:, None] == k, green, black)
 
 
-class SimplePush(HiddenGoal, simple_push.Scenario):
+class SimplePush(GoodAgentsKnow, simple_push.Scenario):
     """The good agent's goal is drawn for each environment; its own colour shows which one it is."""
 
     def reset_world_at(self, env_index: int | None = None) -> None:
@@ -250,3 +270,25 @@ PER_ENV = {
     "simple_speaker_listener_pe": SimpleSpeakerListener,
     "simple_world_comm_pe": SimpleWorldComm,
 }
+
+
+def scenario_options(scenario: BaseScenario) -> dict[str, Any]:
+    """{option: kind} that a scenario reads, found in its source: scenarios take them out of ``kwargs`` one by one."""
+    kinds = {}
+    for cls in type(scenario).__mro__:
+        if not cls.__module__.startswith(("vmas.scenarios", "envs.vmas")):
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(getsource(cls)))):
+            if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "get")
+                    and ast.unparse(node.func.value) == "kwargs" and isinstance(node.args[0], ast.Constant)):
+                own = cls.__module__.startswith("envs")  # those check what they take
+                kinds.setdefault(node.args[0].value, Any if own else _kind(node.args[1:]))
+    return dict(sorted(kinds.items()))
+
+
+def _kind(default: list[ast.expr]) -> Any:
+    """The kind of an option by its default, if that is written out."""
+    try:
+        return kind_of(ast.literal_eval(default[0])) if default else Any
+    except ValueError:  # an expression
+        return Any

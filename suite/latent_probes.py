@@ -23,8 +23,8 @@ def probe_latents(batch: TensorDictBase, representations: Mapping[str, Tensor], 
     """Scores of linear probes, ``probe/<variable>/<representation>`` and ``..._error``, on a batch [N, T].
 
     Variables are the task's hidden ones where it exports them (accuracy of classes, R^2 of numbers), else the others'
-    observations. A row is one living agent at one step that is not an episode's first; whole episodes are kept for
-    testing. Fewer than `EPISODES` give no numbers.
+    observations. A row is one living agent at one step that is not an episode's first, unless the agent sees the
+    hidden variables itself; whole episodes are kept for testing. Fewer than `EPISODES` give no numbers.
 
     Args:
         representations: {name: [N, T, A, d]}.
@@ -39,6 +39,8 @@ def probe_latents(batch: TensorDictBase, representations: Mapping[str, Tensor], 
     order = torch.randperm(int(kept.sum()), generator=torch.Generator().manual_seed(0))
     order = order[: max(1, ROWS // specs.n_agents)].to(episode.device)
     here = batch[specs.alive] if specs.alive else torch.ones_like(batch[OBSERVATION][..., 0], dtype=torch.bool)
+    if specs.informed:
+        here = here & ~batch[specs.informed]
     here = here[kept][order].flatten()
 
     def rows(x: Tensor) -> Tensor:

@@ -32,13 +32,15 @@ ADVANTAGE = (GROUP, "advantage")
 VALUE_TARGET = (GROUP, "value_target")
 HIDDEN = (GROUP, "memory")  # [N, T, A, H], recurrent state before the step
 PRIVILEGED = (GROUP, "hidden")  # [N, T, A, d], optional, hidden variables of the task: teachers and probes only
+INFORMED = (GROUP, "informed")  # bool [N, T, A], optional, True for agents whose observation holds those anyway
 VISIBLE = (GROUP, "visible")  # [N, T, A, A - 1] 0 or 1, optional, which others (ascending index) an agent sees now
 CONTROLLED = (GROUP, "controlled")  # bool [N, T, A], optional, False where the environment overrides the action
 SCRIPTED_ACTION = (GROUP, "scripted_action")  # like ACTION, optional, what the environment does instead there
 SUCCESS = "success"  # bool [N, T, 1], optional, under "next": this step reached the task's goal
 STATE = "state"  # [N, T, S], optional, critics and teachers only
 IS_INIT = "is_init"  # bool [N, T, 1], first step of an episode
-OPTIONAL = {"alive": ALIVE, "visible": VISIBLE, "controlled": CONTROLLED, "scripted_action": SCRIPTED_ACTION}
+OPTIONAL = {"alive": ALIVE, "informed": INFORMED, "visible": VISIBLE, "controlled": CONTROLLED,
+            "scripted_action": SCRIPTED_ACTION}
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class Specs:
     ``high`` are the bounds [A, act] of a continuous action; ``agent_types`` holds one role number per agent; ``alive``
     is the key of a bool [..., A] where agents can die early; ``horizon`` is the time limit of an episode in steps;
     ``hidden_dim`` the length of the hidden variables that the environment exports for teachers and probes, and
-    ``hidden_parts`` their (name, width, is one-hot). ``visible``, ``controlled`` and ``scripted_action`` are the keys
-    of what their constants say, None where everybody is seen, or acts. ``action_mask`` bool [A, action_dim] and
-    ``obs_mask`` bool [A, obs_dim] are False in the padding of agents that have fewer choices, action dimensions or
-    observations than the largest one, None without padding; unlike the mask under `ACTION_MASK` they never change.
+    ``hidden_parts`` their (name, width, is one-hot). ``informed``, ``visible``, ``controlled`` and ``scripted_action``
+    are the keys of what their constants say, None where nobody is informed, everybody is seen, everybody acts.
+    ``action_mask`` bool [A, action_dim] and ``obs_mask`` bool [A, obs_dim] are False in the padding of agents that have
+    fewer choices, action dimensions or observations than the largest one, None without padding; unlike the mask under
+    `ACTION_MASK` they never change.
     ``action_factors`` float [A, S, action_dim] belongs to discrete actions that combine several: 1 where a choice has
     the s-th of all the values of its factors, which stand one after the other; None for all other actions.
     ``param_mask`` bool [K, P] belongs to hybrid actions, a choice among K and P parameters (``action_dim``), and is
@@ -66,6 +69,7 @@ class Specs:
     agent_types: tuple[int, ...]
     has_mask: bool = False
     alive: tuple[str, str] | None = None
+    informed: tuple[str, str] | None = None
     visible: tuple[str, str] | None = None
     controlled: tuple[str, str] | None = None
     scripted_action: tuple[str, str] | None = None

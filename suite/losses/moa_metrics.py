@@ -34,7 +34,7 @@ def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: S
     """moa/..., wm/..., cvae/... and probe/... of ``held`` [n, T]; ``train`` gives the frequencies of the baselines."""
     out = as_floats(loss.action_loss.scores(train, held), "moa/") | as_floats(_world(loss, held), "wm/")
     out |= as_floats(_latent(loss, held), "cvae/")
-    optional = {PRIVILEGED: specs.hidden_dim, specs.alive: specs.alive}
+    optional = {PRIVILEGED: specs.hidden_dim, specs.alive: specs.alive, specs.informed: specs.informed}
     told = [IS_INIT, OBSERVATION, *(key for key, there in optional.items() if there)]
     both = [train[: PROBED * len(held)], held]  # probes learn where the models did, and are tested on what these left
     found = [_representations(loss, td) for td in both]

@@ -251,7 +251,8 @@ def test_options_that_write_more_change_nothing_else(task):
     more = [option for option in task[1] if "with_" in option]
     plain = play(make(task, **dict.fromkeys(more, False)))
     full = play(make(task))
-    assert all(key in plain[-1] or key == "state" or key[1] in ("visible", "hidden", "info") for key in full[-1])
+    asked = ("visible", "hidden", "informed", "info")
+    assert all(key in plain[-1] or key == "state" or key[1] in asked for key in full[-1])
     assert same(full, plain)
 
 

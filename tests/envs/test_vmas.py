@@ -10,7 +10,8 @@ import vmas
 
 from envs import make_env
 from envs.base import ACTION, ACTION_MASK, OBSERVATION, REWARD
-from envs.vmas import HORIZONS, MODULES, TEAM_REWARD, available, scenario_options
+from envs.vmas import HORIZONS, MODULES, TEAM_REWARD, available
+from envs.vmas_scenarios import scenario_options
 from envs.vmas_state import restore
 
 torch.set_num_threads(1)

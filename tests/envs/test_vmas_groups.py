@@ -60,6 +60,7 @@ def test_hidden_variables_are_split_too():
     out = env.rollout(2)["next"]
     assert out["speaker", "hidden"].shape == out["listener", "hidden"].shape == (N, 2, 1, 3)
     assert torch.equal(out["speaker", "hidden"], out["listener", "hidden"])
+    assert out["speaker", "informed"].all() and not out["listener", "informed"].any()
 
 
 def test_the_state_of_the_world_stays_whole():

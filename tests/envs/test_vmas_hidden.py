@@ -13,7 +13,7 @@ from suite.specs import Specs
 
 torch.set_num_threads(1)
 
-HIDDEN = ("agents", "hidden")
+HIDDEN, INFORMED = ("agents", "hidden"), ("agents", "informed")
 N = 16
 
 
@@ -100,6 +100,26 @@ def test_they_change_nothing_else_and_follow_partial_resets(name):
         assert not torch.equal(after[HIDDEN][rows], one[HIDDEN][rows])
 
 
+def test_who_sees_them_anyway_is_told_where_somebody_does():
+    expected = {"simple_speaker_listener_pe": [True, False], "simple_adversary_pe": [False, True, True],
+                "simple_push_pe": [False, True]}
+    for name, informed in expected.items():
+        env, seen = make(name)
+        assert seen[INFORMED].tolist() == [informed] * N and Specs.from_env(env).informed == INFORMED
+    for name in ("simple_reference_pe", "give_way_pe", "navigation"):
+        env, seen = make(name)
+        assert INFORMED not in seen and Specs.from_env(env).informed is None
+    env, seen = make("hidden_leader")
+    leads = seen[OBSERVATION][..., -5] == 1  # the flag ahead of the goal's one-hot
+    assert torch.equal(seen[INFORMED], leads) and (leads.sum(1) == 1).all() and leads.any(0).all()
+    mask = torch.arange(N) < N // 2
+    after = env.reset_tensors(mask)
+    assert torch.equal(after[INFORMED], after[OBSERVATION][..., -5] == 1)
+    assert torch.equal(after[INFORMED][~mask], seen[INFORMED][~mask])
+    assert not torch.equal(after[INFORMED], seen[INFORMED])
+    assert INFORMED not in make("hidden_leader", with_hidden=False)[1]
+
+
 @pytest.mark.parametrize("recurrent_dim", [0, 5])
 def test_actor_and_critic_do_not_read_them(recurrent_dim):
     env, twin = make("hidden_leader")[0], make("hidden_leader", with_hidden=False)[0]
@@ -115,7 +135,8 @@ def test_actor_and_critic_do_not_read_them(recurrent_dim):
         torch.manual_seed(1)
         batches.append(make_collector(each, actor, steps=4, total_frames=4 * N).rollout())
     with_hidden, without = batches
-    assert (with_hidden.exclude(HIDDEN, ("next", *HIDDEN)) == without).all()
+    told = [key for name in (HIDDEN, INFORMED) for key in (name, ("next", *name))]
+    assert (with_hidden.exclude(*told) == without).all()
     assert with_hidden[HIDDEN].shape == with_hidden["next", *HIDDEN].shape == (N, 4, 3, 7)
     assert torch.equal(with_hidden[HIDDEN][:, 1:], with_hidden["next", *HIDDEN][:, :-1])
 

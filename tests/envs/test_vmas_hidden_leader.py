@@ -7,8 +7,8 @@ import torch
 
 from envs import make_env
 from envs.base import ACTION, CONTROLLED, OBSERVATION, REWARD, SCRIPTED_ACTION
-from envs.vmas import scenario_options
 from envs.vmas_hidden_leader import GOAL, LEADER, NEAR, PARTNERS
+from envs.vmas_scenarios import scenario_options
 
 torch.set_num_threads(1)
 

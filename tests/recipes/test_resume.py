@@ -66,7 +66,7 @@ RUNS |= {
                     "acting_tau=1.0", "soft_clamp=True"],
     "moa teacher": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "critic_z=teacher_no_action"],
     "moa joint": [*NAVIGATION, *PPO, *MOA, "alpha_warmup=0.0", "joint_update=True", "held_out=0.0"],
-    "moa influence": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0.01", "influence_scale=std"],
+    "moa influence": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0.01", "influence_decay=0"],
     "moa fading": [*SPREAD, *PPO, *MODELS, "influence=0.1", "influence_skill=0", "influence_decay=0.8"],
     "moa decentralised": [*SPREAD, *PPO, *IMAGINED, "imagination=decentralised", "horizon=4", "shared_reward=True"],
 }

@@ -88,6 +88,16 @@ def test_agents_that_have_left_are_no_rows():
     assert counted["probe/goal/z"] < 0.95 and counted["probe/position/z"] < 0.95
 
 
+def test_agents_that_see_the_hidden_variables_are_no_rows():
+    """The first agent's latent, which need not say what it sees, is not asked."""
+    batch, one_hot, _ = make()
+    z = torch.where((torch.arange(A) == 0)[:, None], torch.zeros_like(one_hot), one_hot)
+    batch["agents", "informed"] = (torch.arange(A) == 0).expand(N, T, A)
+    asked = replace(specs(), informed=("agents", "informed"))
+    found, mixed = (probe_latents(batch, {"z": z}, each)["probe/goal/z"] for each in (asked, specs()))
+    assert found == 1.0 and mixed < 0.95
+
+
 def test_too_few_episodes_give_no_numbers():
     batch, one_hot, _ = make()
     assert probe_latents(batch[: EPISODES - 1], {"z": one_hot[: EPISODES - 1]}, specs()) == {}
