@@ -88,7 +88,10 @@ def check_kinds(task: str, options: Mapping[str, Any], kinds: Mapping[str, Any])
 
 def kinds_of(make: Callable[..., Any]) -> dict[str, Any]:
     """The kind of each parameter: its annotation, else that of its default."""
-    parameters = signature(make, eval_str=True).parameters.values()
+    try:
+        parameters = signature(make, eval_str=True).parameters.values()
+    except NameError:  # of another's constructor, whose annotations are for a type checker alone
+        return {}
     return {p.name: kind_of(p.default) if p.annotation is Parameter.empty else p.annotation for p in parameters}
 
 

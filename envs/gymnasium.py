@@ -396,4 +396,5 @@ def check_arguments(task: str, constructor: Callable[..., Any], options: dict[st
     open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     own = [name for name in options if name == "render_mode" or not open_ended]  # ours: frames are `render_frame`'s
     check_options(task, own, [name for name in allowed if name != "render_mode"])
-    check_kinds(task, options, kinds_of(constructor))
+    given = {name: value for name, value in options.items() if value is not None}  # may be annotated without None
+    check_kinds(task, given, kinds_of(constructor))

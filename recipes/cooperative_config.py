@@ -56,7 +56,7 @@ class Training:
     share: Literal["all", "roles", "none"] = "all"
     """One network for all agents, one per role, or one per agent."""
     agent_id: bool = False
-    """Append a one-hot agent number to the networks' inputs."""
+    """Append a one-hot agent number to the networks' inputs (maddpg: the actor's; its critic knows it anyway)."""
     actor_cells: tuple[int, ...] = (64, 64)
     """Widths of the actor's hidden layers (also of Q networks)."""
     critic_cells: tuple[int, ...] = (64, 64)

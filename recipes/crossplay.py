@@ -79,6 +79,8 @@ def crossplay(runs: tyro.conf.Positional[tuple[str, ...]], *, episodes: int = 96
     if len(set(resolved)) < max(2, len(runs)):
         raise ValueError(f"cross-play needs at least two run folders, each given once, got {list(runs)}")
     configs = [stored_config(Config, path, task=task) for path in runs]
+    if task not in (None, configs[0].task):
+        raise ValueError(f"--task only repeats the runs' own task {configs[0].task!r}, got {task!r}")
     check(runs, configs)
     policies = [load(path, each, device) for path, each in zip(runs, configs, strict=True)]
     cfg = configs[0]

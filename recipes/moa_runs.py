@@ -75,7 +75,7 @@ def use(table: str, runs: str, seeds: int) -> Numbers:
 
 def latent_use_of(folder: Path, episodes: int = 200) -> dict[str, float]:
     """`latent_use` of a run's newest policy, sampled actions."""
-    cfg = replace(stored_config(Config, folder, task=None), evaluations=0, resume=None)
+    cfg = replace(stored_config(Config, folder, task=None), evaluations=0, eval_starts="same", resume=None)
     trainer = make_trainer(cfg, MemoryRun())
     state = Checkpoints(folder / "checkpoints").load()
     with restoring(folder):

@@ -32,7 +32,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, rank: int = 0, keep: int = 2):
         if keep < 2:
-            raise ValueError(f"keep_checkpoints must be at least 2, got {keep}: of a broken one the one before is used")
+            raise ValueError(f"keep_checkpoints must be at least 2, got {keep}: of a broken one the one before is "
+                             "used; give --keep-checkpoints 2")
         self.folder, self.rank, self.keep = Path(folder), rank, keep
 
     def paths(self) -> list[Path]:

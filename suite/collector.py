@@ -169,6 +169,11 @@ class FastCollector:
         self.current = {
             keys[name]: value.to(self.env.device).clone() for name, value in state["current"].items()
         } or None
+        # an environment may show more today than when the state was saved
+        if self.current and (missing := [key for key in self.observed if key not in self.current]):
+            seen = self.env.reset_tensors(torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device))
+            self.current |= {key: seen[key] for key in missing}
+            self.env.load_state_dict(state["env"])  # also a reset of no rows may draw random numbers
         self.frames = state["frames"]
 
 

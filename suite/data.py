@@ -125,9 +125,21 @@ class Derived(DataSource):
 
 @dataclass(eq=False)
 class FirstRows(Derived):
-    """Another source, of all but the last ``share`` of the environments, which are kept for measurements."""
+    """Another source, of all but the last ``share`` of the environments, which are kept for measurements.
+
+    ``needed_by``: what cannot do without them.
+    """
 
     share: float
+    needed_by: str = ""
+
+    def check(self, rows: int, steps: int) -> None:
+        """ValueError if there is no environment to leave out, but one is needed; what the source asks of the others."""
+        out = self.kept_out(rows, self.share)
+        if self.needed_by and not out:
+            raise ValueError(f"{self.needed_by} is measured on environments that are held out: give --num-envs 2 or "
+                             f"more, got {rows}")
+        self.source.check(rows - out, steps)
 
     @staticmethod
     def kept_out(rows: int, share: float) -> int:

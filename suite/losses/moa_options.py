@@ -80,6 +80,13 @@ def remarks(specs: Specs, options: dict[str, Any]) -> list[str]:
     return out
 
 
+def measured(options: dict[str, Any]) -> str:
+    """What needs environments that are held out, because its model must have shown skill there; "" if nothing does."""
+    gated = {"influence_skill": options["influence"] and options["influence_skill"],
+             "imagination": options["imagination"] != "none"}
+    return next((f"{name} of loss 'moa'" for name, needs in gated.items() if needs), "")
+
+
 class Part(NamedTuple):
     """Options that nobody reads unless something else is chosen, and how that is done."""
 

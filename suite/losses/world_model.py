@@ -21,7 +21,7 @@ NEXT_OBSERVATION = ("next", *OBSERVATION)
 Reduction = Literal["mean", "sum"]
 
 
-def observation_error(predicted: Tensor, target: Tensor, mask: Tensor, *, reduction: Reduction = "sum") -> Tensor:
+def observation_error(predicted: Tensor, target: Tensor, mask: Tensor, *, reduction: Reduction) -> Tensor:
     """Squared error [...] over the features where ``mask`` [D] or [N, D] is True: their ``sum``, or their ``mean``."""
     total = ((predicted - target).square() * mask).sum(-1)
     return total if reduction == "sum" else total / mask.sum(-1).clamp_min(1)

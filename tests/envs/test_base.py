@@ -113,6 +113,13 @@ def test_values_of_an_option_s_kind(given):
     check_kinds("toy/walk", given, kinds_of(maker))
 
 
+def test_annotations_that_cannot_be_read_are_of_no_kind():
+    def foreign(size: "OnlyForATypeChecker" = 3):  # noqa: F821
+        """As a constructor elsewhere whose types are imported for a type checker alone."""
+
+    check_kinds("toy/walk", {"size": "any"}, kinds_of(foreign))
+
+
 @pytest.mark.parametrize(("name", "value", "allowed"), [
     ("flag", "no", "True or False"), ("flag", 0, "True or False"), ("flag", None, "True or False"),
     ("count", 2.0, "an integer"), ("count", True, "an integer"), ("rate", "fast", "a number"),

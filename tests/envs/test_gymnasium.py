@@ -309,6 +309,7 @@ def test_wrong_names_and_options_are_told():
         make_env("gymnasium/CartPole-v1", num_envs=1, render_mode="human")
     with pytest.raises(ValueError, match="sutton_barto_reward of gymnasium/CartPole-v1 must be True or False, got"):
         make_env("gymnasium/CartPole-v1", num_envs=1, sutton_barto_reward="no")
+    make_env("gymnasium/FrozenLake-v1", num_envs=1, map_name=None).close()  # annotated as a word, documented as this
 
 
 @pytest.mark.parametrize("action", [spaces.MultiDiscrete([2, 3]), spaces.Box(-np.inf, np.inf, (2,)),

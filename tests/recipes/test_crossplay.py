@@ -68,6 +68,8 @@ def test_what_is_refused(runs, tmp_path):
         crossplay((runs[0], str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match="episodes must be positive, got 0"):
         crossplay(tuple(runs), episodes=0)
+    with pytest.raises(ValueError, match=r"only repeats the runs' own task .*, got 'vmas/balance'"):
+        crossplay(tuple(runs), task="vmas/balance")
 
 
 @pytest.mark.parametrize(("change", "named"), [

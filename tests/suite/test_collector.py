@@ -184,6 +184,23 @@ def test_a_collector_saved_before_its_first_step_starts_alike(tmp_path):
         assert (expected == found).all()
 
 
+def test_what_an_environment_shows_since_a_state_was_saved_is_asked_of_it():
+    """As if the mask had come with a later version: the state that was saved then lacks it."""
+    whole, collector = collect(build("continuous")), build("continuous")
+    torch.manual_seed(11)
+    next(batches := iter(collector))
+    state, random = collector.state_dict(), torch.get_rng_state()
+    for _ in batches:
+        pass
+    newer = [name for name in state["current"] if name.startswith("agents/")][:1]
+    assert newer
+    again = build("continuous", seed=99)
+    again.load_state_dict(state | {"current": {k: x for k, x in state["current"].items() if k not in newer}})
+    torch.set_rng_state(random)
+    for expected, found in zip(whole[1:], again, strict=True):
+        assert (expected == found).all()
+
+
 def test_saving_changes_nothing():
     collector = build("recurrent")
     torch.manual_seed(11)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from suite.data import Minibatches
 from suite.losses import MOALoss
 from suite.specs import CONTROLLED, VISIBLE
 from tests.batches import make_specs
@@ -130,6 +131,18 @@ def test_what_is_assumed_and_what_may_never_count_is_said():
     dyna = MOALoss(specs, imagination="dyna", imagination_skill=0.25).plan(100)
     assert dyna == ["imagination counts in batches with wm/obs_skill_1 above 0.25 and wm/rew_r2 above 0.0, perhaps in "
                     "none: imagination/active tells"]
+
+
+@pytest.mark.parametrize("options", [{"influence": 0.1}, {"imagination": "dyna"}], ids=str)
+def test_skill_is_measured_on_environments_that_must_be_there(options):
+    loss, name = MOALoss(make_specs("discrete"), **options), next(iter(options))
+    loss.__dict__["imagination"] = "asked"  # the recipe has
+    [update] = loss.updates("moa", Minibatches(1, 10), optimizer=None, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=f"{name}.* of loss 'moa' is measured on environments that are held out: .* 1"):
+        update.data.check(1, 10)
+    update.data.check(2, 10)
+    [plain] = MOALoss(make_specs("discrete")).updates("moa", Minibatches(1, 10), optimizer=None, max_grad_norm=1.0)
+    plain.data.check(1, 10)
 
 
 def test_a_single_agent_has_nobody_to_model():
