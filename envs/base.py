@@ -25,6 +25,7 @@ ACTION = (GROUP, "action")
 CHOICE = (GROUP, "action", "discrete")  # int64 [N, A] of a hybrid action
 PARAMS = (GROUP, "action", "params")  # float32 [N, A, P] in [-1, 1] of a hybrid action; see `param_mask`
 ACTION_MASK = (GROUP, "action_mask")
+ALIVE = (GROUP, "mask")  # bool [N, A], False for agents that have left the episode; optional
 REWARD = (GROUP, "reward")
 HIDDEN_VARIABLES = (GROUP, "hidden")  # float32 [N, A, D], for teachers and probes only; written if asked for
 INFORMED = (GROUP, "informed")  # bool [N, A], True for agents that see those themselves; beside them, where some do

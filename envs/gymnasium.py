@@ -24,9 +24,8 @@ from torch import Tensor
 from torchrl.data import Binary
 
 from envs import check_kinds, check_options, kinds_of, suggestion
-from envs.base import ACTION, ACTION_MASK, GROUP, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
+from envs.base import ACTION, ACTION_MASK, ALIVE, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
 
-ALIVE = (GROUP, "mask")
 MASKS = {"action_mask": ACTION_MASK, "mask": ALIVE}
 FIRST_CAPACITY = 256  # recorded steps at first, where the horizon is unlimited
 

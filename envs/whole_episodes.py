@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torchrl.data import Binary
 
-from envs.base import ACTION_MASK, GROUP, REWARD, BatchedEnv, Tensors
-
-ALIVE = (GROUP, "mask")
+from envs.base import ACTION_MASK, ALIVE, GROUP, REWARD, BatchedEnv, Tensors
 
 
 class WholeEpisodes(BatchedEnv):

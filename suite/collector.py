@@ -19,7 +19,7 @@ from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer, Transf
 
 from suite.modules.lowered import Lowered
 from suite.modules.policies import hidden_shapes
-from suite.specs import ALIVE, GROUP, HIDDEN, IS_INIT, REWARD, SUCCESS
+from suite.specs import ALIVE, GROUP, IS_INIT, RECURRENT, REWARD, SUCCESS
 
 DONE_KEYS = ("done", "terminated", "truncated")
 
@@ -131,7 +131,7 @@ class FastCollector:
         self.now = [(key, empty(tensors[key])) for key in self.stored]
         self.after = [(key, empty(out[key])) for key in self.returned]
         # what a critic or an encoder may read at the next observation; the actor's own state is large and not needed
-        self.handed_on = [(_next(key), empty(tensors[_next(key)])) for key in self.carried if key != HIDDEN]
+        self.handed_on = [(_next(key), empty(tensors[_next(key)])) for key in self.carried if key != RECURRENT]
         self.storage = dict(self.now) | {_next(key): x for key, x in self.after} | dict(self.handed_on)
 
     def _batch(self) -> TensorDictBase:

@@ -11,7 +11,7 @@ from suite.data import Sequences
 from suite.losses import Learner, Returns, SMPELoss
 from suite.losses.world_model import TASK_REWARD
 from suite.modules import make_actor, make_critic
-from suite.modules.policies import CRITIC_HIDDEN
+from suite.modules.policies import CRITIC_RECURRENT
 from suite.modules.state_model import MEMORY, PREV_ACTION, PREV_LATENT, PREV_OBSERVATION, PREV_VALID
 from suite.specs import (
     ACTION,
@@ -19,11 +19,11 @@ from suite.specs import (
     ADVANTAGE,
     ALIVE,
     DONE,
-    HIDDEN,
     IS_INIT,
     LOG_PROB,
     OBSERVATION,
     PRIVILEGED,
+    RECURRENT,
     REWARD,
     STATE,
     TERMINATED,
@@ -85,9 +85,9 @@ def make_batch(specs: Specs, *, shape=(4, 6), seed: int = 0, hidden: int = 0, cr
     batch[IS_INIT] = torch.ones(*shape, 1, dtype=torch.bool)
     batch[IS_INIT][:, 1:] = batch["next", "done"][:, :-1]
     if hidden:
-        batch[HIDDEN] = normal(n, hidden)
+        batch[RECURRENT] = normal(n, hidden)
     if critic_rows:
-        batch[CRITIC_HIDDEN] = normal(critic_rows, hidden)
+        batch[CRITIC_RECURRENT] = normal(critic_rows, hidden)
     return batch
 
 

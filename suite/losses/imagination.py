@@ -21,15 +21,15 @@ from suite.losses.action_model import ActionModelLoss
 from suite.losses.common import Learner, Loss
 from suite.losses.world_model import TASK_REWARD, WorldModelLoss
 from suite.modules.lowered import Tensors
-from suite.modules.policies import CRITIC_HIDDEN
+from suite.modules.policies import CRITIC_RECURRENT
 from suite.modules.simulator import GOES_ON, ModelledOthers, Simulator, own_rows, rollout_lengths
 from suite.specs import (
     ACTION,
     ACTION_MASK,
     ADVANTAGE,
     DONE,
-    HIDDEN,
     LOG_PROB,
+    RECURRENT,
     REWARD,
     STATE,
     TERMINATED,
@@ -315,7 +315,7 @@ def check_learner(kind: str, specs: Specs, previous_keys: Sequence[NestedKey], l
     """ValueError for a learner or task whose inputs the world model does not predict."""
     actor, critic = learner.actor.in_keys, learner.critic.in_keys
     shaped = sorted(name for name, weight in learner.reward_weights.items() if weight and name != "task")
-    wrong = {"recurrent actors and critics": HIDDEN in actor or CRITIC_HIDDEN in critic,
+    wrong = {"recurrent actors and critics": RECURRENT in actor or CRITIC_RECURRENT in critic,
              "action masks": ACTION_MASK in actor, "agents that leave early": specs.alive is not None,
              "agents that the task plays itself": specs.controlled is not None,
              "a critic of the task's own state": STATE in critic,

@@ -21,7 +21,7 @@ from suite import distributed
 from suite.modules.functional import gae, nstep_returns, padded_nstep_returns
 from suite.modules.lowered import Lowered
 from suite.modules.normalizer import RunningMoments
-from suite.modules.policies import CRITIC_HIDDEN
+from suite.modules.policies import CRITIC_RECURRENT
 from suite.specs import ADVANTAGE, DONE, IS_INIT, REWARD, TERMINATED, VALUE, VALUE_TARGET
 
 Kind = Literal["gae", "nstep", "padded_nstep"]
@@ -74,12 +74,12 @@ class Returns(ValueEstimatorBase):
         self.normalize, self.tau = normalize, target_tau
         self.mask, self.mask_rewards = mask, mask_rewards
         self.critic_keys = list(critic.in_keys)
-        self.recurrent = CRITIC_HIDDEN in self.critic_keys
+        self.recurrent = CRITIC_RECURRENT in self.critic_keys
         self.hidden: dict[str, Tensor] = {}  # recurrent critics: state at the start of the next batch
         self.lowered = Lowered(critic)
         self.encoder = Lowered(TensorDictSequential(*encoders)) if encoders else None  # it belongs to its loss
         read = [*self.critic_keys, *(key for encoder in encoders for key in encoder.in_keys)]
-        written = {CRITIC_HIDDEN, IS_INIT, *(key for encoder in encoders for key in encoder.out_keys)}
+        written = {CRITIC_RECURRENT, IS_INIT, *(key for encoder in encoders for key in encoder.out_keys)}
         self.next_keys = [key for key in dict.fromkeys(read) if key not in written]
         if target_tau is None:
             self.target = None
@@ -150,7 +150,7 @@ class Returns(ValueEstimatorBase):
                 old.copy_(new)
 
     def _values(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        keys = [key for key in self.critic_keys if key not in (CRITIC_HIDDEN, IS_INIT)]
+        keys = [key for key in self.critic_keys if key not in (CRITIC_RECURRENT, IS_INIT)]
         now = {key: batch[key] for key in keys}
         after = {key: batch[("next", key) if isinstance(key, str) else ("next", *key)] for key in self.next_keys}
         if self.encoder is not None:
@@ -174,12 +174,12 @@ class Returns(ValueEstimatorBase):
             start = batch["next", *REWARD].new_zeros(n, trunk.assemble.rows, trunk.gru.hidden_dim)
         hidden = start.to(batch.device).unsqueeze(1).expand(-1, steps, -1, -1)
         if name == "critic":
-            batch[CRITIC_HIDDEN] = hidden
-        out = lowered(now | {CRITIC_HIDDEN: hidden, IS_INIT: batch[IS_INIT]})
-        reached = out["next", CRITIC_HIDDEN]
+            batch[CRITIC_RECURRENT] = hidden
+        out = lowered(now | {CRITIC_RECURRENT: hidden, IS_INIT: batch[IS_INIT]})
+        reached = out["next", CRITIC_RECURRENT]
         self.hidden[name] = reached[:, -1].clone()
         single = {key: x.flatten(0, 1) for key, x in after.items()}
-        single |= {CRITIC_HIDDEN: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}
+        single |= {CRITIC_RECURRENT: reached.flatten(0, 1), IS_INIT: torch.zeros_like(batch[IS_INIT]).flatten(0, 1)}
         return out[self.value_key], lowered(single)[self.value_key].unflatten(0, (n, steps))
 
     def _alive(self, batch: TensorDictBase) -> Tensor | None:

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from suite.modules.distributions import Categorical, DiagonalNormal, TanhNormal
 from suite.modules.networks import AgentGRU, AgentInput, Init, JointInput, Sharing, linear, mlp, sharing_index
 from suite.modules.normalizer import Scaler
-from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE, Specs
+from suite.specs import ACTION, ACTION_MASK, GROUP, IS_INIT, LOG_PROB, OBSERVATION, RECURRENT, STATE, VALUE, Specs
 
 Head = Literal["tanh_normal", "normal"]
-CRITIC_HIDDEN = "critic_hidden"  # [N, T, A, H], or [N, T, 1, H] where one row serves all agents: so not in the group
+CRITIC_RECURRENT = "critic_hidden"  # [N, T, A, H], or [N, T, 1, H] where one row serves all agents: so not in the group
 MASKED_LOGIT = -1e10
 MIN_SCALE = 1e-4
 PADDED_SCALE = (2 * math.pi * math.e) ** -0.5  # a normal with this deviation has the entropy 0
@@ -71,7 +71,7 @@ class ActorNetwork(nn.Module):
         super().__init__()
         self.trunk, self.num_inputs, self.has_mask = trunk, num_inputs, specs.has_mask and specs.discrete
         self.discrete, self.state_dependent_scale = specs.discrete, state_dependent_scale
-        self.carried = {HIDDEN: (trunk.assemble.rows, trunk.gru.hidden_dim)} if trunk.gru is not None else {}
+        self.carried = {RECURRENT: (trunk.assemble.rows, trunk.gru.hidden_dim)} if trunk.gru is not None else {}
         self.register_buffer("unpadded", None if specs.discrete else specs.action_mask, persistent=False)
         both = not specs.discrete and state_dependent_scale
         self.out = linear(trunk.width, specs.action_dim * (1 + both), index, init=init, gain=0.01)
@@ -138,7 +138,7 @@ def make_actor(specs: Specs, features: dict[NestedKey, int], *, share: Sharing, 
     in_keys = [OBSERVATION, *features, *([ACTION_MASK] if network.has_mask else [])]
     out_keys = list(params)
     if recurrent_dim:
-        in_keys, out_keys = [*in_keys, HIDDEN, IS_INIT], [*out_keys, ("next", *HIDDEN)]
+        in_keys, out_keys = [*in_keys, RECURRENT, IS_INIT], [*out_keys, ("next", *RECURRENT)]
     actor = ProbabilisticTensorDictSequential(
         TensorDictModule(network.to(device), in_keys=in_keys, out_keys=out_keys),
         ProbabilisticTensorDictModule(in_keys=params, out_keys=[ACTION], distribution_class=distribution,
@@ -183,7 +183,7 @@ def make_critic(specs: Specs, features: dict[NestedKey, int], *, centralized: bo
     network = CriticNetwork(trunk, n, index=index, init=init).to(device)
     in_keys, out_keys = [read, *features], [VALUE]
     if recurrent_dim:
-        in_keys, out_keys = [*in_keys, CRITIC_HIDDEN, IS_INIT], [*out_keys, ("next", CRITIC_HIDDEN)]
+        in_keys, out_keys = [*in_keys, CRITIC_RECURRENT, IS_INIT], [*out_keys, ("next", CRITIC_RECURRENT)]
     return TensorDictModule(network, in_keys=in_keys, out_keys=out_keys)
 
 

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
 from envs import make_env
-from envs.base import ACTION, ACTION_MASK, OBSERVATION, REWARD
-from envs.gymnasium import ALIVE, ReplayEnv
+from envs.base import ACTION, ACTION_MASK, ALIVE, OBSERVATION, REWARD
+from envs.gymnasium import ReplayEnv
 from envs.pettingzoo import ParallelAgents, available, make_parallel
 
 torch.set_num_threads(1)

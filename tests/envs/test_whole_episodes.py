@@ -4,8 +4,8 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import Binary
 from torchrl.envs.utils import check_env_specs
 
-from envs.base import ACTION, ACTION_MASK, OBSERVATION, REWARD, BatchedEnv, discrete
-from envs.whole_episodes import ALIVE, WholeEpisodes
+from envs.base import ACTION, ACTION_MASK, ALIVE, OBSERVATION, REWARD, BatchedEnv, discrete
+from envs.whole_episodes import WholeEpisodes
 from suite.collector import FastCollector
 from suite.specs import TERMINATED, Specs
 from suite.trainer import Trainer
@@ -133,7 +133,7 @@ def test_an_episode_that_its_task_cuts_is_over_too():
 
 def test_the_trainer_reads_a_termination_from_the_mask_and_none_from_the_time_limit():
     batch = next(iter(collector(WholeEpisodes(Countdown()))))
-    Trainer.receive(type("Told", (), {"losses": [], "early_sources": []})(), batch)
+    Trainer.receive(type("Told", (), {"losses": [], "early_sources": [], "_extend": Trainer._extend})(), batch)
     terminated = batch["next", *TERMINATED][..., 0]
     for row, length in enumerate(LENGTHS):
         at = [step for step in range(HORIZON) if terminated[row, step].all()]

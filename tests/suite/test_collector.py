@@ -11,10 +11,10 @@ from suite.specs import (
     ACTION,
     ACTION_MASK,
     GROUP,
-    HIDDEN,
     IS_INIT,
     LOG_PROB,
     OBSERVATION,
+    RECURRENT,
     REWARD,
     STATE,
     SUCCESS,
@@ -99,7 +99,7 @@ def test_keys_shapes_and_types(kind):
     if masked:
         expected |= {ACTION_MASK: ((N, T, A, 5), torch.bool), ("next", *ACTION_MASK): ((N, T, A, 5), torch.bool)}
     if recurrent:
-        expected[HIDDEN] = ((N, T, A, 5), torch.float32)
+        expected[RECURRENT] = ((N, T, A, 5), torch.float32)
     assert {key: (tuple(batch[key].shape), batch[key].dtype) for key in batch.keys(True, True)} == expected
     assert batch.batch_size == batch["next"].batch_size == (N, T)
     assert batch[GROUP].batch_size == batch["next", GROUP].batch_size == (N, T, A)
@@ -135,10 +135,10 @@ def test_masked_choices_are_never_taken():
 def test_recurrent_state_is_carried_across_batches_and_zero_at_starts():
     first, second, *_ = collect(build("recurrent"))
     start = second[IS_INIT].squeeze(-1)
-    assert start.any() and second[HIDDEN][start].eq(0).all()
+    assert start.any() and second[RECURRENT][start].eq(0).all()
     going = ~start[:, 0]
-    assert going.any() and second[HIDDEN][going, 0].ne(0).any(-1).all()
-    assert not torch.equal(second[HIDDEN][going, 0], first[HIDDEN][going, -1])
+    assert going.any() and second[RECURRENT][going, 0].ne(0).any(-1).all()
+    assert not torch.equal(second[RECURRENT][going, 0], first[RECURRENT][going, -1])
 
 
 def test_the_storage_is_reused_but_pending_observations_do_not_alias_it():

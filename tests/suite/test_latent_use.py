@@ -11,7 +11,7 @@ from suite.evaluate import Evaluator
 from suite.latent_use import OtherEpisode, latent_sensitivity, latent_use, shuffled_latent
 from suite.modules import make_actor
 from suite.modules.lowered import Lowered
-from suite.specs import ACTION, GROUP, HIDDEN, IS_INIT, OBSERVATION, Specs
+from suite.specs import ACTION, GROUP, IS_INIT, OBSERVATION, RECURRENT, Specs
 from suite.state_figures import PANELS
 from tests.small import config, make_toy, train
 from tests.toy import ToyEnv
@@ -104,7 +104,7 @@ def test_each_step_of_a_recurrent_actor_counts_alone(recurrent):
                        init="default", recurrent_dim=recurrent, head="normal", state_dependent_scale=False,
                        device="cpu")
     batch = TensorDict({Z: torch.randn(3, 4, A, 2), OBSERVATION: torch.randn(3, 4, A, 4),
-                        HIDDEN: torch.randn(3, 4, A, 6), IS_INIT: torch.zeros(3, 4, 1, dtype=torch.bool)}, [3, 4])
+                        RECURRENT: torch.randn(3, 4, A, 6), IS_INIT: torch.zeros(3, 4, 1, dtype=torch.bool)}, [3, 4])
     rows = batch.flatten(0, 1).unsqueeze(1)
     assert latent_sensitivity(actor, batch, Z) == pytest.approx(latent_sensitivity(actor, rows, Z), rel=1e-5) != 0
 

@@ -4,12 +4,22 @@ import pytest
 import torch
 from torchrl.data import Binary, Bounded, Composite, MultiCategorical, OneHot, Unbounded
 
-from envs import make_env
+from envs import base, make_env
 from envs.whole_episodes import WholeEpisodes
+from suite import specs as keys
 from suite.specs import ALIVE, CONTROLLED, GROUP, SCRIPTED_ACTION, VISIBLE, Specs
 from tests.toy import ToyEnv
 
 torch.set_num_threads(1)
+
+
+def test_keys_are_named_alike_on_both_sides():
+    """Neither package imports the other, so what they meet in stands in both."""
+    names = [name for name in vars(base) if name.isupper() and name in vars(keys)]
+    assert {"ACTION", "ACTION_MASK", "ALIVE", "CHOICE", "CONTROLLED", "GROUP", "INFORMED", "OBSERVATION", "PARAMS",
+            "REWARD", "SCRIPTED_ACTION", "SUCCESS", "VISIBLE"} <= {*names}
+    assert all(getattr(base, name) == getattr(keys, name) for name in names)
+    assert base.HIDDEN_VARIABLES == keys.PRIVILEGED
 
 
 def test_continuous():

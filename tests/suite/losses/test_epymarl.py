@@ -18,10 +18,10 @@ from suite.specs import (
     ACTION,
     ACTION_MASK,
     ALIVE,
-    HIDDEN,
     IS_INIT,
     LOG_PROB,
     OBSERVATION,
+    RECURRENT,
     STATE,
     VALUE,
     VALUE_TARGET,
@@ -65,7 +65,7 @@ def make_padded_batch(golden):
     batch[OBSERVATION], batch[STATE] = golden["batch.obs"][:, :T], golden["batch.state"][:, :T]
     batch[ACTION] = golden["batch.actions"][:, :T].squeeze(-1)
     batch[ACTION_MASK] = golden["batch.avail_actions"][:, :T].bool()
-    batch[HIDDEN] = torch.zeros(10, T, A, WIDTH)
+    batch[RECURRENT] = torch.zeros(10, T, A, WIDTH)
     batch[IS_INIT] = torch.zeros(10, T, 1, dtype=torch.bool)
     batch[IS_INIT][:, 0] = True
     mask = golden["batch.filled"][:, :T].float()

@@ -18,10 +18,10 @@ from suite.specs import (
     ALIVE,
     CONTROLLED,
     GROUP,
-    HIDDEN,
     IS_INIT,
     LOG_PROB,
     OBSERVATION,
+    RECURRENT,
     VALUE,
     VALUE_TARGET,
 )
@@ -248,13 +248,13 @@ def test_recurrent_actor_is_run_along_its_row():
     actor = make_actor(specs, {}, recurrent_dim=5, head="normal", state_dependent_scale=False, **COMMON)
     batch = make_batch(specs, hidden=5)
     with torch.no_grad():
-        hidden = batch[HIDDEN][:, 0]
+        hidden = batch[RECURRENT][:, 0]
         for t in range(6):  # the rollout
             td = batch[:, t].select(OBSERVATION, IS_INIT)
-            td[HIDDEN] = hidden
+            td[RECURRENT] = hidden
             out = actor(td)
             batch[ACTION][:, t], batch[LOG_PROB][:, t] = out[ACTION], out[LOG_PROB]
-            hidden = out["next", *HIDDEN]
+            hidden = out["next", *RECURRENT]
     out = PolicyLoss(actor, clip=0.2, entropy_coef=0.0)(batch)
     assert out["kl"].abs() < 1e-6 and out["clip_fraction"] == 0  # ratio 1: the same policy scores the same
     assert_close(out["loss_policy"], -batch[ADVANTAGE].mean())

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from suite.losses import ValueLoss
 from suite.modules.functional import nstep_returns
-from suite.modules.policies import CRITIC_HIDDEN
+from suite.modules.policies import CRITIC_RECURRENT
 from suite.specs import ADVANTAGE, IS_INIT, VALUE, VALUE_TARGET
 from tests.batches import make_batch
 from tests.suite.losses.test_returns import SPECS, critic_of, ends, returns_of
@@ -27,14 +27,14 @@ def step_by_hand(critic, rollout, rows):
     hidden = torch.zeros(4, rows, 5)
     value, next_value = [], []
     for t in range(rollout.shape[1]):
-        td = rollout[:, t].select(*(key for key in critic.in_keys if key != CRITIC_HIDDEN))
-        td[CRITIC_HIDDEN] = hidden
+        td = rollout[:, t].select(*(key for key in critic.in_keys if key != CRITIC_RECURRENT))
+        td[CRITIC_RECURRENT] = hidden
         with torch.no_grad():
             out = critic(td)
-        hidden = out["next", CRITIC_HIDDEN]
+        hidden = out["next", CRITIC_RECURRENT]
         value.append(out[VALUE])
-        after = rollout["next"][:, t].select(*(k for k in critic.in_keys if k not in (CRITIC_HIDDEN, IS_INIT)))
-        after[CRITIC_HIDDEN], after[IS_INIT] = hidden, torch.zeros(4, 1, dtype=torch.bool)
+        after = rollout["next"][:, t].select(*(k for k in critic.in_keys if k not in (CRITIC_RECURRENT, IS_INIT)))
+        after[CRITIC_RECURRENT], after[IS_INIT] = hidden, torch.zeros(4, 1, dtype=torch.bool)
         with torch.no_grad():
             next_value.append(critic(after)[VALUE])
     return torch.stack(value, 1), torch.stack(next_value, 1)
@@ -90,5 +90,5 @@ def test_state_dict_continues_exactly():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.value_network.load_state_dict(critic.state_dict())  # the value loss saves the critic
     expected, out = first(batches[1].clone()), second(batches[1].clone())
-    for key in (VALUE, ADVANTAGE, VALUE_TARGET, CRITIC_HIDDEN):
+    for key in (VALUE, ADVANTAGE, VALUE_TARGET, CRITIC_RECURRENT):
         assert torch.equal(out[key], expected[key])

@@ -22,9 +22,9 @@ from suite.specs import (
     ADVANTAGE,
     ALIVE,
     DONE,
-    HIDDEN,
     IS_INIT,
     OBSERVATION,
+    RECURRENT,
     REWARD,
     TERMINATED,
     VALUE,
@@ -202,7 +202,7 @@ def padded_batch(golden):
     batch[OBSERVATION], batch["next", *OBSERVATION] = golden["batch.obs"][:, :T], golden["batch.obs"][:, 1:]
     batch[ACTION] = golden["batch.actions"][:, :T].squeeze(-1)
     batch[ACTION_MASK] = golden["batch.avail_actions"][:, :T].bool()
-    batch[HIDDEN] = torch.zeros(10, T, n, WIDTH)
+    batch[RECURRENT] = torch.zeros(10, T, n, WIDTH)
     batch[IS_INIT] = torch.zeros(10, T, 1, dtype=torch.bool)
     batch[IS_INIT][:, 0] = True
     mask = golden["batch.filled"][:, :T].float()

@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from suite.modules import Lowered, make_actor, make_critic
-from suite.modules.policies import CRITIC_HIDDEN, hidden_shapes, make_scalers
-from suite.specs import ACTION, ACTION_MASK, GROUP, HIDDEN, IS_INIT, LOG_PROB, OBSERVATION, STATE, VALUE
+from suite.modules.policies import CRITIC_RECURRENT, hidden_shapes, make_scalers
+from suite.specs import ACTION, ACTION_MASK, GROUP, IS_INIT, LOG_PROB, OBSERVATION, RECURRENT, STATE, VALUE
 from tests.batches import make_batch, make_specs
 
 torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def test_actor_shapes_and_gradients(head, share, agent_id, recurrent):
         assert out[ACTION].dtype == (torch.int64 if specs.discrete else torch.float32)
         assert out[LOG_PROB].shape == (*td.shape, 3)
         if recurrent:
-            assert out["next", *HIDDEN].shape == (*td.shape, 3, 5)
+            assert out["next", *RECURRENT].shape == (*td.shape, 3, 5)
     log_prob = actor.get_dist(batch.select(*actor.in_keys)).log_prob(batch[ACTION])
     gradients = torch.autograd.grad(log_prob.square().sum(), [*actor.parameters(), batch[LATENT]])
     assert all(g.isfinite().all() and g.any() for g in gradients)
@@ -65,7 +65,7 @@ def test_actor_shapes_and_gradients(head, share, agent_id, recurrent):
 def test_actor_input_keys():
     specs = make_specs("masked")
     actor = actor_of(specs, features={LATENT: 2}, recurrent_dim=5)
-    assert list(actor.in_keys) == [OBSERVATION, LATENT, ACTION_MASK, HIDDEN, IS_INIT]
+    assert list(actor.in_keys) == [OBSERVATION, LATENT, ACTION_MASK, RECURRENT, IS_INIT]
     assert ACTION_MASK not in actor_of(make_specs("discrete")).in_keys
     assert ACTION_MASK not in actor_of(make_specs("continuous", has_mask=True)).in_keys
 
@@ -126,7 +126,7 @@ def test_what_tells_agents_apart(share, agent_id, differs, recurrent):
     batch = make_batch(specs, hidden=recurrent)
     batch[OBSERVATION] = batch[OBSERVATION][:, :, :1].expand(4, 6, 3, 4)
     if recurrent:
-        batch[HIDDEN] = torch.zeros_like(batch[HIDDEN])
+        batch[RECURRENT] = torch.zeros_like(batch[RECURRENT])
     logits = actor(batch.select(*actor.in_keys))[GROUP, "logits"]
     assert torch.allclose(logits[:, :, 0], logits[:, :, 1], atol=1e-6) is not differs
 
@@ -142,7 +142,7 @@ def test_agents_of_one_role_share_every_parameter(head, recurrent):
     batch[OBSERVATION] = batch[OBSERVATION][:, :, :1].expand(4, 6, 3, 4)
     batch[ACTION_MASK] = torch.ones_like(batch[ACTION_MASK])
     if recurrent:
-        batch[HIDDEN] = torch.zeros_like(batch[HIDDEN])
+        batch[RECURRENT] = torch.zeros_like(batch[RECURRENT])
     out = actor(batch.select(*actor.in_keys))
     for name in ("logits",) if specs.discrete else ("loc", "scale"):
         x = out[GROUP, name]
@@ -166,7 +166,7 @@ def test_critic_shapes_rows_and_gradients(state, share, agent_id, recurrent, cen
         out = critic(td.select(*critic.in_keys))
         assert out[VALUE].shape == (*td.shape, 3, 1)
         if recurrent:
-            assert out["next", CRITIC_HIDDEN].shape == (*td.shape, rows, 5)
+            assert out["next", CRITIC_RECURRENT].shape == (*td.shape, rows, 5)
     assert critic.module.trunk.assemble.rows == rows
     value = critic(batch.select(*critic.in_keys))[VALUE]
     same = torch.allclose(value[:, :, 0], value[:, :, 1], atol=1e-6)
@@ -193,7 +193,7 @@ def test_what_a_critic_reads(centralized, state, reads):
 def test_hidden_shapes_of_what_the_collector_carries():
     specs = make_specs("discrete")
     actor = actor_of(specs, recurrent_dim=5)
-    assert hidden_shapes(TensorDictSequential(actor)) == {HIDDEN: (3, 5)}
+    assert hidden_shapes(TensorDictSequential(actor)) == {RECURRENT: (3, 5)}
     assert hidden_shapes(actor_of(specs)) == {}
 
 
@@ -203,7 +203,7 @@ def test_any_module_may_declare_what_it_carries():
 
     encoder = TensorDictModule(Carrying(), in_keys=["clock"], out_keys=[LATENT])
     both = TensorDictSequential(encoder, actor_of(make_specs("discrete"), recurrent_dim=5))
-    assert hidden_shapes(both) == {("agents", "previous"): (3, 2), "clock": (1,), HIDDEN: (3, 5)}
+    assert hidden_shapes(both) == {("agents", "previous"): (3, 2), "clock": (1,), RECURRENT: (3, 5)}
 
 
 def test_recurrent_actor_remembers_until_the_episode_ends():
