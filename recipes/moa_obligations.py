@@ -22,7 +22,8 @@ _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads wha
 _LEVEL = ("a leader that learns shows its goal only once it has learned to go there, and by then what everybody does "
           "suffices: after two million frames MAPPO, MAPPO-inputs and MOA are within three points of each other, and "
           "MAPPO-matched, whose actor is 2.5 times as wide, has 41 and 43. The oracle, which is told leader and goal, "
-          "has 47 (41 to 46 on raw inputs): a headroom of seven points that inference from past steps does not win.")
+          "has 47 and 51 (41 to 46 on raw inputs): a headroom of eight points that inference from past steps does not "
+          "win.")
 _PARTNERS = ("after half a million frames seeds differ more than rows. The oracle, which is told leader and goal, is "
              "level with MAPPO: what limits there is learning, and what the models bring is features as well as "
              "inference.")

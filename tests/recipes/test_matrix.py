@@ -10,6 +10,8 @@ from suite.run import MemoryRun
 from suite.specs import ACTION, CONTROLLED, PRIVILEGED, STATE, VISIBLE
 from tests.small import config, train, weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the task says who sees whom")
+
 DISCRETE, CONTINUOUS = {"continuous_actions": False}, {"continuous_actions": True}
 TASKS = {
     "vmas discrete": ("vmas/navigation", DISCRETE | {"n_agents": 3}),

@@ -356,7 +356,7 @@ def test_targets_may_have_another_lambda():
     ({"kind": "padded_nstep"}, r"padded_nstep needs a mask of the steps inside each episode \(--whole-episodes\)"),
     ({"gamma": -0.1}, "gamma"), ({"lmbda": 2.0}, "gae_lambda must be .*got 2.0"), ({"n": 0}, "n >= 1, got 0"),
     ({"target_lmbda": 1.5}, "critic_lambda must be between 0 and 1, got 1.5"),
-    ({"normalize": "env"}, r"'env'.*\['agent', 'batch', 'none'\]"), ({"target_tau": -1.0}, "target_tau"),
+    ({"normalize": "env"}, r"'env'.*\['agent', 'batch', 'none', 'population'\]"), ({"target_tau": -1.0}, "target_tau"),
     ({"gamma": float("nan")}, "gamma")])
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

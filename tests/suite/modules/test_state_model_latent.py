@@ -36,8 +36,8 @@ def adds_latent(model, monkeypatch):
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_it_reads_one_latent_more_and_without_the_option_nothing(memory):
-    specs = make_specs("discrete")
-    with_it, without = (make_loss(specs, wm_use_z=used, memory=memory, memory_dim=4).model for used in (True, False))
+    specs, options = make_specs("discrete"), {"memory_dim": 4} if memory == "gru" else {}
+    with_it, without = (make_loss(specs, wm_use_z=used, memory=memory, **options).model for used in (True, False))
     first, plain = (model.world_model.net[0].in_features for model in (with_it, without))
     assert first == plain + K and with_it.keys == [*without.keys, PREV_LATENT]
     assert with_it.carried == without.carried | {PREV_LATENT: (3, K)}
@@ -90,7 +90,7 @@ def test_predictions_further_ahead_read_the_latent_of_their_start(monkeypatch):
     after[..., :1] += step
     td["next", *OBSERVATION] = after
     td["next", *PREV_LATENT] = step.expand(6, 8, 3, K).clone()
-    td["next", *DONE] = torch.zeros(6, 8, 3, 1, dtype=torch.bool)
+    td["next", *DONE], td["next", "done"] = (torch.zeros(6, 8, *size, 1, dtype=torch.bool) for size in ((3,), ()))
     td[IS_INIT], td[LOGITS] = torch.zeros(6, 8, 1, dtype=torch.bool), torch.zeros(6, 8, 3, 5)
     found = measure(loss, td, td, specs)
     assert all(found[f"wm/obs_skill_{k}_{name}"] == pytest.approx(1, abs=1e-5) for k in (1, 3, 5)
@@ -102,11 +102,12 @@ def test_predictions_further_ahead_read_the_latent_of_their_start(monkeypatch):
         assert found[f"wm/obs_skill_{k}_moa"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"actor_inputs": "obs"}, {"memory": "gru", "memory_dim": 4}], ids=str)
+@pytest.mark.parametrize("options", [{"policy_latent": "sample"}, {"actor_inputs": "obs"}, {
+    "policy_latent": "sample", "memory": "gru", "memory_dim": 4}], ids=str)
 @pytest.mark.parametrize("fast", [True, False])
 def test_collectors_hand_on_the_mean_that_acted_and_episodes_start_without_one(fast, options):
     env = ToyEnv(6, 2, max_steps=5, seed=3, arrive=0.9)
-    loss = shaken(make_loss(specs := Specs.from_env(env), policy_latent="sample", **options))
+    loss = shaken(make_loss(specs := Specs.from_env(env), **options))
     actor = make_actor(specs, loss.features, share="all", agent_id=True, cells=(8,), activation="tanh", init="default",
                        recurrent_dim=0, head="tanh_normal", state_dependent_scale=True, device="cpu")
     policy = TensorDictSequential(*loss.encoders, *actor, *loss.recorders)
