@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, signature
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from inspect import signature
+from typing import Any
 
 import torch
 
 from envs.base import BatchedEnv, check_sizes
+from envs.kinds import check_kinds, kinds_of
 
 FAMILIES = {
     "vmas": "envs.vmas:make_vmas",
@@ -75,58 +75,6 @@ def check_options(task: str, options: Iterable[str], allowed: Iterable[str],
     for option in options:
         if option not in known:
             raise ValueError(f"{task} has no option {option!r}; it has {known}" + suggestion(option, known))
-
-
-def check_kinds(task: str, options: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """ValueError for an option of ``task`` whose value is not of its kind, an annotation; any fits one without."""
-    for name, value in options.items():
-        if not _fits(value, kind := kinds.get(name, Any)):
-            words = _words(kind)
-            named = " or ".join([", ".join(words[:-1]), *words[-1:]] if words[1:] else words)
-            raise ValueError(f"{name} of {task} must be {named}, got {value!r}")
-
-
-def kinds_of(make: Callable[..., Any]) -> dict[str, Any]:
-    """The kind of each parameter: its annotation, else that of its default."""
-    try:
-        parameters = signature(make, eval_str=True).parameters.values()
-    except NameError:  # of another's constructor, whose annotations are for a type checker alone
-        return {}
-    return {p.name: kind_of(p.default) if p.annotation is Parameter.empty else p.annotation for p in parameters}
-
-
-def kind_of(default: Any) -> Any:
-    """The kind of an option of which its default alone is known; a number may also be one per agent, or no limit."""
-    if isinstance(default, (bool, str)):
-        return type(default)
-    return float | Sequence[float] | None if isinstance(default, (int, float)) else Any
-
-
-# as in suite.config, which checks losses: neither package imports the other
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated kind; kinds that no option is written with fit always."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(part, parts[0]) for part in value)
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
-
-
-def _words(kind: Any) -> list[str]:
-    """What may be given for an annotated kind."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return [word for part in parts for word in _words(part)]
-    if origin is Literal:
-        return [f"one of {list(parts)}"]
-    if origin in (list, tuple, Sequence):
-        return ["a list"]
-    return {bool: ["True", "False"], int: ["an integer"], float: ["a number"], str: ["a word"]}.get(kind, ["None"])
 
 
 def suggestion(word: str, words) -> str:

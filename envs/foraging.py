@@ -31,7 +31,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_kinds, check_options, kinds_of, suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -58,6 +58,7 @@ from envs.foraging_rules import (
     visible,
 )
 from envs.grid_rendering import LIGHT, GridCanvas, agent_color, spread
+from envs.kinds import check_kinds, kinds_of
 from envs.rendering import shaded
 
 HORIZON = 50

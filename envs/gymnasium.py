@@ -23,8 +23,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 from torchrl.data import Binary
 
-from envs import check_kinds, check_options, kinds_of, suggestion
+from envs import check_options, suggestion
 from envs.base import ACTION, ACTION_MASK, ALIVE, OBSERVATION, BatchedEnv, Tensors, continuous, discrete
+from envs.kinds import check_kinds, kinds_of
 
 MASKS = {"action_mask": ACTION_MASK, "mask": ALIVE}
 FIRST_CAPACITY = 256  # recorded steps at first, where the horizon is unlimited

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_kinds, check_options, kinds_of, suggestion
+from envs import check_options, suggestion
 from envs.base import ACTION, HIDDEN_VARIABLES, OBSERVATION, BatchedEnv, Tensors, check_sizes
 from envs.compiling import backend_of, one_graph
+from envs.kinds import check_kinds, kinds_of
 from envs.particle_drawing import draw_particles
 from envs.particle_tasks import (
     ClimbingSpread,

@@ -40,7 +40,7 @@ from torchrl.data import Binary, TensorSpec, Unbounded
 from vmas.simulator.core import Agent
 from vmas.simulator.scenario import BaseScenario
 
-from envs import check_kinds, check_options, suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     ACTION_MASK,
@@ -55,6 +55,7 @@ from envs.base import (
     continuous,
     discrete,
 )
+from envs.kinds import check_kinds
 from envs.rendering import draw_world
 from envs.vmas_groups import NativeGroups
 from envs.vmas_hidden import hidden_variables, who_is_informed

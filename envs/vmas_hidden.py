@@ -48,9 +48,7 @@ def who_is_informed(scenario: BaseScenario, agents: Sequence[Agent]) -> Callable
     informed = getattr(scenario, "informed", None)
     if informed is None:
         return None
-    like = agents[0].state.pos[:, 0]
-    return lambda: torch.stack([torch.as_tensor(informed(agent), device=like.device).expand_as(like)
-                                for agent in agents], 1)
+    return lambda: torch.stack([informed(agent) for agent in agents], 1)
 
 
 def hidden_variables(scenario: BaseScenario, name: str) -> tuple[Callable[[Agent], Tensor], Parts]:

@@ -24,7 +24,7 @@ from vmas.scenarios.mpe import (
 from vmas.simulator.core import Agent, Landmark
 from vmas.simulator.scenario import BaseScenario
 
-from envs import kind_of
+from envs.kinds import kind_of
 
 
 class BallTrajectory(ball_trajectory.Scenario):
@@ -115,6 +115,11 @@ def _offsets(entities: list, agent: Agent) -> list[Tensor]:
     return [entity.state.pos - agent.state.pos for entity in entities if entity is not agent]
 
 
+def _everywhere(value: bool, agent: Agent) -> Tensor:
+    """bool [N]; made on the device."""
+    return torch.full_like(agent.state.pos[:, 0], value, dtype=torch.bool)
+
+
 def _messages(agents: list[Agent], agent: Agent) -> list[Tensor]:
     return [other.state.c for other in agents if other is not agent and other.state.c is not None]
 
@@ -135,9 +140,9 @@ class HiddenGoal:
 class GoodAgentsKnow(HiddenGoal):
     """Of those the ones in which adversaries do not know it."""
 
-    def informed(self, agent: Agent) -> bool:
-        """All but the adversaries see the goal."""
-        return not agent.adversary
+    def informed(self, agent: Agent) -> Tensor:
+        """All but the adversaries see the goal: bool [N]."""
+        return _everywhere(not agent.adversary, agent)
 
 
 class SimpleReference(HiddenGoal, simple_reference.Scenario):
@@ -183,9 +188,9 @@ class SimpleSpeakerListener(HiddenGoal, simple_speaker_listener.Scenario):
         """One-hot of the landmark that the listener is to reach, float32 [N, landmarks]."""
         return self.world.agents[0].goal_b.one_hot
 
-    def informed(self, agent: Agent) -> bool:
-        """The speaker sees the goal."""
-        return agent is self.world.agents[0]
+    def informed(self, agent: Agent) -> Tensor:
+        """The speaker sees the goal: bool [N]."""
+        return _everywhere(agent is self.world.agents[0], agent)
 
 
 class SimpleAdversary(GoodAgentsKnow, simple_adversary.Scenario):

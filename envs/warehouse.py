@@ -33,7 +33,7 @@ from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Unbounded
 
-from envs import check_kinds, check_options, kinds_of, suggestion
+from envs import check_options, suggestion
 from envs.base import (
     ACTION,
     HIDDEN_VARIABLES,
@@ -47,6 +47,7 @@ from envs.base import (
 )
 from envs.compiling import backend_of, one_graph
 from envs.grid_rendering import DARK, LIGHT, GridCanvas, agent_color
+from envs.kinds import check_kinds, kinds_of
 from envs.rendering import shaded
 from envs.warehouse_conflicts import who_moves, who_moves_exact
 from envs.warehouse_layout import SIZES, Layout, from_sizes, from_text

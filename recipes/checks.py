@@ -9,7 +9,7 @@ from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS
 from recipes.running import check_task_options, check_unread, check_words, no_resume
 from suite.config import check_positive
-from suite.losses import UNREAD_OPTIONS
+from suite.losses import STATE_MODELS
 from suite.specs import Specs
 
 # fields that only some algorithms read; giving them to another is refused, not ignored
@@ -67,9 +67,8 @@ def check_used(cfg: Config, default: Config, *, discrete: bool) -> None:
     if cfg.recompute_advantage and cfg.normalize_advantage != "minibatch":  # target minus present value, as it is
         unread = {"normalize_advantage": "recompute_advantage"} | unread
     check_unread(cfg, default, unread)
-    if cfg.loss in UNREAD_OPTIONS:
-        given = [name for name, value in cfg.loss_options.items() if value != default.loss_options.get(name)]
-        UNREAD_OPTIONS[cfg.loss](cfg.loss_options, given)
+    given = [name for name, value in cfg.loss_options.items() if value != default.loss_options.get(name)]
+    STATE_MODELS[cfg.loss].check_given(cfg.loss_options, given)
 
 
 def validate(cfg: Config, specs: Specs, batch: int) -> None:

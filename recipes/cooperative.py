@@ -20,10 +20,10 @@ from recipes.checks import check_config, check_used, never_learns, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
-from recipes.running import assemble, check_resume, launch
+from recipes.running import assemble, check_options, check_resume, launch
 from recipes.stored_config import stored_config
 from suite import distributed
-from suite.config import as_flags, check_choice, check_names, check_options, parse_cli, run_cli
+from suite.config import as_flags, check_choice, check_names, parse_cli, run_cli
 from suite.losses import STATE_MODELS
 from suite.run import MemoryRun, Run
 from suite.schedules import LinearDecay

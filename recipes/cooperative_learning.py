@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from suite.losses.ppo import ValueKind
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -50,7 +52,7 @@ class Learning:
     """PPO's clipping; None is the A2C objective."""
     value_clip: float | None = None
     """Clip value updates to this distance from the old value."""
-    value_loss: Literal["l2", "smooth_l1", "huber"] = "l2"
+    value_loss: ValueKind = "l2"
     """Squared value error, or Huber's with threshold 1 or (as MAPPO's program) 10."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""

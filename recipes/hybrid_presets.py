@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from recipes.hybrid_config import Config
-from suite.config import check_choice, option_default
+from suite.config import check_choice
 from suite.losses.codecs import CODECS
 
 _CONSTANT = {"exploration_start": 0.1, "exploration_end": 0.1}
@@ -94,7 +94,7 @@ def overrides(algorithm: str, codec: str, task: str, tuning: str = "paper",
     options: dict[str, Any] = {}
     if codec == "hyar":
         options["codec_options"] = learned
-        usual, kept = option_default(CODECS[codec], "warmup"), {} if codec_options == {} else learned
+        usual, kept = CODECS[codec].option_defaults()["warmup"], {} if codec_options == {} else learned
         warmup = (kept | (codec_options or {})).get("warmup", usual)
         steps = TASKS[kind(task)]["frames"] if kind(task) in TASKS else Config.frames - usual
         if type(warmup) is int and warmup > 0:  # else the codec will refuse it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,10 +13,11 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from envs import resolve_device
+from envs.kinds import fits, named
 from recipes.stored_config import imports_module
 from suite import distributed
 from suite.collector import make_collector
-from suite.config import as_plain, check_choice
+from suite.config import as_plain, check_choice, check_names
 from suite.evaluate import Evaluator
 from suite.losses import Loss, Returns
 from suite.run import MemoryRun, Run, restoring
@@ -100,6 +101,24 @@ def check_words(cfg: Any) -> None:
     for name, kind in get_type_hints(type(cfg)).items():
         if get_origin(kind) is Literal:
             check_choice(name, getattr(cfg, name), get_args(kind))
+
+
+def check_options(what: str, given: Mapping[str, Any], made: type[Loss]) -> None:
+    """ValueError for an option that a loss or codec does not have, or a value of another kind than its annotation's.
+
+    Without an annotation it is the kind of the default.
+    """
+    defaults = made.option_defaults()
+    if given and not defaults:
+        raise ValueError(f"{what} has no options, got {list(given)}")
+    check_names(f"option of {what}", given, defaults)
+    annotated = get_type_hints(made.__init__)
+    for name, value in given.items():
+        default = defaults[name]
+        kind = annotated.get(name, Any if default is None else type(default))
+        if not fits(value, kind):
+            such = "" if default is None or get_origin(kind) is Literal else f", such as {default!r}"
+            raise ValueError(f"{name} of {what} must be {named(kind)}{such}, got {value!r}")
 
 
 def check_task_options(cfg: Any) -> None:

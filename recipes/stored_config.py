@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from suite.config import fits, from_plain, named
+from envs.kinds import fits, named
+from suite.config import from_plain
 from suite.run import stored_run
 
 T = TypeVar("T")

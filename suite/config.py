@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from itertools import takewhile
 from traceback import walk_tb
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -90,67 +88,6 @@ def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None
     """ValueError if a name is not among the allowed ones."""
     for name in given:
         check_choice(what, name, allowed)
-
-
-def check_options(what: str, given: Mapping[str, Any], made: type) -> None:
-    """ValueError for an option that ``made`` does not have, or a value of another kind than its annotation says.
-
-    Without an annotation it is the kind of the default.
-    """
-    parameters = inspect.signature(made.__init__).parameters
-    allowed = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    if given and not allowed:
-        raise ValueError(f"{what} has no options, got {list(given)}")
-    check_names(f"option of {what}", given, allowed)
-    annotated = get_type_hints(made.__init__)
-    for name, value in given.items():
-        default = parameters[name].default
-        kind = annotated.get(name, Any if default is None else type(default))
-        if not fits(value, kind):
-            such = "" if default is None or get_origin(kind) is Literal else f", such as {default!r}"
-            raise ValueError(f"{name} of {what} must be {named(kind)}{such}, got {value!r}")
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated kind; kinds that no option is written with fit always."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return fits(value, parts[0])
-    if origin in (Union, UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, (list, tuple)) and all(fits(part, parts[0]) for part in value)
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, origin or kind) if kind in (bool, str, NoneType) or origin is dict else True
-
-
-def named(kind: Any) -> str:
-    """What may be given for an annotated kind, as an error says it."""
-    words = _words(kind)
-    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-
-
-def _words(kind: Any) -> list[str]:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _words(parts[0])
-    if origin in (Union, UnionType):
-        return [word for part in parts for word in _words(part)]
-    if origin is Literal:
-        return [f"one of {list(parts)}"]
-    if origin in (list, tuple, Sequence):
-        return ["a list"]
-    if origin is dict:
-        return ["names with values"]
-    return {bool: ["True", "False"], int: ["an integer"], float: ["a number"], str: ["a word"]}.get(kind, ["None"])
-
-
-def option_default(made: type, name: str) -> Any:
-    """What an option of ``made`` is unless it is given."""
-    return inspect.signature(made.__init__).parameters[name].default
 
 
 def check_positive(values: Mapping[str, float | None], *, zero: bool = False) -> None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
 from pathlib import Path
-from typing import TextIO
 
-try:
-    import fcntl
-except ImportError:  # Windows has none: nobody is kept out there
-    fcntl = None
+from filelock import FileLock, Timeout
 
 LOCK = "run.lock"
 
@@ -23,34 +18,22 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self._file = Path(folder), None
+        self.folder, self.file = Path(folder), Path(folder) / LOCK
+        self._lock = FileLock(self.file)
 
     def take(self) -> None:
         """Hold the lock, if not held yet; ValueError if another process holds it, which is named."""
-        if fcntl is None or self._file is not None:
+        if self._lock.is_locked:
             return
-        file = open(self.folder / LOCK, "a+")  # noqa: SIM115 (held until `release`)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(file)
-            file.close()
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            holder = self.file.read_text().strip() or "unknown"  # it has not written it yet
             raise ValueError(f"process {holder} trains in {self.folder}: wait for its end or stop it, or name another "
                              "folder") from None
-        except OSError as error:
-            warnings.warn(f"{self.folder} cannot be locked ({error}): nothing keeps a second process out", stacklevel=2)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        self._file = file
+        self.file.write_text(f"{os.getpid()} on {platform.node()}")
 
     def release(self) -> None:
         """Let others take it; nothing if it is not held."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip() or "unknown"  # it has not written it yet
+        if self._lock.is_locked:
+            self._lock.release()

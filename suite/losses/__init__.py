@@ -1,7 +1,5 @@
 """Losses, the table of state-modelling losses that ``--loss`` chooses from, and that of codecs for ``--codec``."""
 
-from collections.abc import Callable
-
 from suite.losses.codecs import CODECS, DirectActions, EmbeddedActions
 from suite.losses.common import Learner, Loss, NoLoss
 from suite.losses.deterministic import DeterministicPolicyLoss, QValueLoss, SoftTargets
@@ -14,7 +12,6 @@ from suite.losses.pdqn import PDQNParamsLoss, PDQNValueLoss
 from suite.losses.ppo import PolicyLoss, ValueLoss
 from suite.losses.returns import Returns
 from suite.losses.smpe import SMPELoss
-from suite.losses.smpe_options import check_unread
 
 STATE_MODELS: dict[str, type[Loss]] = {
     "none": NoLoss,
@@ -23,13 +20,9 @@ STATE_MODELS: dict[str, type[Loss]] = {
     "smpe": SMPELoss,
 }
 
-# of losses some of whose options a preset may leave unread: what refuses those that the user gave
-UNREAD_OPTIONS: dict[str, Callable] = {"smpe": check_unread}
-
 __all__ = [
     "CODECS",
     "STATE_MODELS",
-    "UNREAD_OPTIONS",
     "DeterministicPolicyLoss",
     "DirectActions",
     "EmbeddedActions",

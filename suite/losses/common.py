@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -120,6 +120,13 @@ class Loss(LossModule):
         return []
 
     @classmethod
+    def check_given(cls, options: dict[str, Any], given: Collection[str]) -> None:
+        """ValueError for an option among those ``given`` by the user that nobody reads with these ``options``.
+
+        For losses of which a recipe's presets set options of parts that an ablation switches off.
+        """
+
+    @classmethod
     def option_names(cls) -> list[str]:
         """Names of the constructor's options, all keyword-only."""
         return list(cls.option_defaults())
@@ -156,3 +163,19 @@ class NoLoss(Loss):
     def forward(self, minibatch: TensorDictBase) -> TensorDictBase:
         """An empty TensorDict."""
         return TensorDict()
+
+
+class OptionsOf(NamedTuple):
+    """Options that a part of a loss alone reads: whether the options choose that part, and how to have it."""
+
+    remedy: str
+    chosen: Callable[[dict[str, Any]], Any]
+    names: tuple[str, ...]
+
+
+def refuse_unread(loss: str, parts: Sequence[OptionsOf], options: dict[str, Any], given: Collection[str]) -> None:
+    """ValueError for a ``given`` option whose part the ``options`` leave out."""
+    for remedy, chosen, names in parts:
+        unread = [name for name in names if name in given]
+        if unread and not chosen(options):
+            raise ValueError(f"{unread[0]} of loss {loss!r} is read by nobody here: {remedy}, or leave it out")

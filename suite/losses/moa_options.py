@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from suite.losses.action_model import has_entropy
+from suite.losses.common import OptionsOf, refuse_unread
 from suite.losses.curiosity import TERMS, Scale
 from suite.losses.cvae import Target
 from suite.losses.imagination import Kind, check_imagination, refuse
@@ -65,7 +65,8 @@ def check_options(specs: Specs, options: dict[str, Any], defaults: dict[str, Any
     _check_action_model(specs, options)
     _check_parts(options["x_parts"])
     _check_task(specs, options)
-    _check_unread(options, defaults)
+    given = [name for name, value in options.items() if value != defaults[name]]
+    refuse_unread("moa", READ_BY_PARTS, options, given)
 
 
 def remarks(specs: Specs, options: dict[str, Any]) -> list[str]:
@@ -87,39 +88,24 @@ def measured(options: dict[str, Any]) -> str:
     return next((f"{name} of loss 'moa'" for name, needs in gated.items() if needs), "")
 
 
-class Part(NamedTuple):
-    """Options that nobody reads unless something else is chosen, and how that is done."""
-
-    remedy: str
-    chosen: Callable[[dict[str, Any]], Any]
-    names: tuple[str, ...]
-
-
-OPTIONS_OF = (
-    Part("give influence a weight", lambda o: o["influence"],
+READ_BY_PARTS = (
+    OptionsOf("give influence a weight", lambda o: o["influence"],
          ("influence_max", "influence_skill", "influence_decay", "influence_scale")),
-    Part("give influence or social_curiosity a weight", lambda o: o["influence"] or o["social_curiosity"],
+    OptionsOf("give influence or social_curiosity a weight", lambda o: o["influence"] or o["social_curiosity"],
          ("influence_divergence", "influence_samples")),
-    Part("give social_curiosity a weight", lambda o: o["social_curiosity"], ("social_forward",)),
-    Part("give curiosity a weight", lambda o: o["curiosity"], ("curiosity_scale",)),
-    Part("give memory=gru", lambda o: o["memory"] != "none", ("memory_dim", "memory_chunk")),
-    Part("give imagination", lambda o: o["imagination"] != "none",
+    OptionsOf("give social_curiosity a weight", lambda o: o["social_curiosity"], ("social_forward",)),
+    OptionsOf("give curiosity a weight", lambda o: o["curiosity"], ("curiosity_scale",)),
+    OptionsOf("give memory=gru", lambda o: o["memory"] != "none", ("memory_dim", "memory_chunk")),
+    OptionsOf("give imagination", lambda o: o["imagination"] != "none",
          ("horizon", "imagination_skill", "imagination_reward_skill")),
-    Part("give imagination=expand", lambda o: o["imagination"] == "expand", ("imagination_mix",)),
-    Part("give imagination=dyna or decentralised", lambda o: o["imagination"] in ("dyna", "decentralised"),
+    OptionsOf("give imagination=expand", lambda o: o["imagination"] == "expand", ("imagination_mix",)),
+    OptionsOf("give imagination=dyna or decentralised", lambda o: o["imagination"] in ("dyna", "decentralised"),
          ("imagination_weight", "imagination_every")),
-    Part("leave use_teacher at True", lambda o: o["use_teacher"],
+    OptionsOf("leave use_teacher at True", lambda o: o["use_teacher"],
          ("teacher_coef", "beta_teacher", "teacher_action_coef", "kl_direction", "student_pull", "teacher_pull")),
-    Part("leave free_bits_dim at 0", lambda o: not o["free_bits_dim"], ("free_nats",)),
-    Part("give actor_inputs with z", lambda o: "z" in o["actor_inputs"], ("policy_latent", "shuffle_z")),
+    OptionsOf("leave free_bits_dim at 0", lambda o: not o["free_bits_dim"], ("free_nats",)),
+    OptionsOf("give actor_inputs with z", lambda o: "z" in o["actor_inputs"], ("policy_latent", "shuffle_z")),
 )
-
-
-def _check_unread(options: dict[str, Any], defaults: dict[str, Any]) -> None:
-    for remedy, chosen, names in OPTIONS_OF:
-        unread = [name for name in names if options[name] != defaults[name]]
-        if unread and not chosen(options):
-            raise ValueError(f"{unread[0]} of loss 'moa' is read by nobody here: {remedy}, or leave it out")
 
 
 def _check_influence(specs: Specs, options: dict[str, Any]) -> None:

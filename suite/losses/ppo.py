@@ -107,7 +107,7 @@ class PolicyLoss(Loss):
             return (minibatch[VALUE_TARGET] - value).squeeze(-1)
 
 
-ValueErrorKind = Literal["l2", "smooth_l1", "huber"]
+ValueKind = Literal["l2", "smooth_l1", "huber"]
 VALUE_ERRORS = {"l2": torch.square, "smooth_l1": partial(huber, threshold=1.0), "huber": partial(huber, threshold=10.0)}
 
 
@@ -119,7 +119,7 @@ class ValueLoss(Loss):
     ``target``, ``old``: keys of G and V_old.
     """
 
-    def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: ValueErrorKind,
+    def __init__(self, critic: TensorDictModule, *, clip: float | None, kind: ValueKind,
                  mask: NestedKey | None = None, target: NestedKey = VALUE_TARGET, old: NestedKey = VALUE):
         if kind not in VALUE_ERRORS:
             raise ValueError(f"unknown value loss {kind!r}; choose from {list(VALUE_ERRORS)}")

@@ -8,7 +8,7 @@ an option here, and three presets bundle them: ``official`` (the program), ``pap
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,10 +22,19 @@ from suite import distributed
 from suite.data import DataSource, Replay
 from suite.latent_probes import probe_latents
 from suite.latent_use import latent_sensitivity
-from suite.losses.common import Learner, Loss
+from suite.losses.common import Learner, Loss, refuse_unread
 from suite.losses.ppo import ValueLoss
 from suite.losses.returns import Returns
-from suite.losses.smpe_options import PRESETS, Bonus, BonusBelief, FilteredTarget, NormLoss, Preset, check_options
+from suite.losses.smpe_options import (
+    PRESETS,
+    READ_BY_PARTS,
+    Bonus,
+    BonusBelief,
+    FilteredTarget,
+    NormLoss,
+    Preset,
+    check_options,
+)
 from suite.modules.belief_loss import belief_loss
 from suite.modules.beliefs import (
     AMFilter,
@@ -294,6 +303,11 @@ class SMPELoss(Loss):
         loss = FilteredValueLoss(self.filtered, mask=self.specs.alive)
         return [encode, Update(f"{name}_critic", {"critic": loss}, data, shared={"filter"},
                                **optimisation | {"optimizer": rates, "max_grad_norm": clipping})]
+
+    @classmethod
+    def check_given(cls, options: dict[str, Any], given: Collection[str]) -> None:
+        """Options of the filter, of its critic, of reward terms and of the belief are read where these are."""
+        refuse_unread("smpe", READ_BY_PARTS, cls.option_defaults() | options, given)
 
     def plan(self, frames: int) -> list[str]:
         """Schedules that a run of that many frames never reaches."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
 from typing import Any, Literal, get_args
 
+from suite.losses.common import OptionsOf
 from suite.specs import Specs
 
 Preset = Literal["official", "paper", "fixed"]
@@ -56,23 +56,12 @@ def check_options(specs: Specs, options: dict[str, Any]) -> None:
         raise ValueError(f"filter_layers of loss 'smpe' must be 1 or 2, got {options['filter_layers']}")
 
 
-def check_unread(options: Mapping[str, Any], given: Container[str]) -> None:
-    """ValueError for an option that is read by a part alone which ``options`` switch off.
-
-    Only those ``given`` by the user are refused: a recipe's preset sets options of parts that an ablation switches off.
-    """
-    filters, novelty = options.get("filters", True), options.get("novelty", True)
-    parts = (  # what reads them, whether it is there, how to have it, the options
-        ("the AM filter", filters, "filters=True", (
-            "filter_layers", "clip_min", "clip_max", "lr_filter", "filter_every", "copy_every", "norm_coef",
-            "norm_loss")),
-        ("the filtered critic", filters and options.get("filtered_critic", True),
-         "filters=True and filtered_critic=True", ("train_filtered_critic", "filtered_target", "lr_filtered_critic")),
-        ("the reward term novelty", novelty, "novelty a weight", ("bonus_belief",)),
-        ("the reward terms", novelty or options.get("observation_novelty"), "novelty or observation_novelty a weight",
-         ("bonus",)),
-        ("the belief that the actor reads", options.get("use_belief", True), "use_belief=True", ("reencode",)))
-    for what, there, way, names in parts:
-        for name in names:
-            if name in given and not there:
-                raise ValueError(f"{name} of loss 'smpe' is of {what}: give {way}, or leave it out")
+READ_BY_PARTS = (
+    OptionsOf("give filters=True", lambda o: o["filters"], (
+        "filter_layers", "clip_min", "clip_max", "lr_filter", "filter_every", "copy_every", "norm_coef", "norm_loss")),
+    OptionsOf("give filters=True and filtered_critic=True", lambda o: o["filters"] and o["filtered_critic"],
+              ("train_filtered_critic", "filtered_target", "lr_filtered_critic")),
+    OptionsOf("give novelty a weight", lambda o: o["novelty"], ("bonus_belief",)),
+    OptionsOf("give novelty or observation_novelty a weight", lambda o: o["novelty"] or o["observation_novelty"],
+              ("bonus",)),
+    OptionsOf("give use_belief=True", lambda o: o["use_belief"], ("reencode",)))

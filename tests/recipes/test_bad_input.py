@@ -96,7 +96,7 @@ def test_a_device_that_is_not_there(folder, monkeypatch, capsys, no_training):
     ([*TOY, "--loss", "next_observation", "--loss-options", "coef=0.5", "coef=0.1"],
      "option 'coef' is given twice: 0.5 and 0.1"),
     ([*TOY, "--loss", "smpe", "--loss-options", "filters=false", "filter_layers=2"],
-     "filter_layers of loss 'smpe' is of the AM filter: give filters=True, or leave it out"),
+     "filter_layers of loss 'smpe' is read by nobody here: give filters=True, or leave it out"),
     ([*TOY, "--no-mask-padding"], "--no-mask-padding is of padded steps, and there are none: give --whole-episodes"),
     ([*TOY, "--eval-starts", "fresh", "--evaluations", "0"], "--evaluations 0 makes none: leave one of them out"),
     ([*TOY, "--loss", "moa", "--loss-options", "memory=gru", "memory_chunk=3"],

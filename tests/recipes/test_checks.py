@@ -138,8 +138,8 @@ def test_a_recomputed_advantage_may_be_standardised_over_minibatches():
 
 
 @pytest.mark.parametrize("preset, change, refused", [
-    ("default", {"filters": False, "filter_layers": 2}, "filter_layers of loss 'smpe' is of the AM filter"),
-    ("default", {"novelty": 0.0, "bonus": "inverse"}, "bonus of loss 'smpe' is of the reward terms"),
+    ("default", {"filters": False, "filter_layers": 2}, "filter_layers of loss 'smpe' is read by nobody"),
+    ("default", {"novelty": 0.0, "bonus": "inverse"}, "bonus of loss 'smpe' is read by nobody here: give novelty or"),
     ("fixed", {"filters": False}, None), ("fixed", {"filters": False, "filter_layers": 2}, None),  # the preset's
     ("fixed", {"filters": False, "filter_layers": 1}, "filter_layers of loss 'smpe'"),
     ("fixed", {"bonus": "inverse"}, "bonus of loss 'smpe'"),  # the preset has no bonus on particle tasks

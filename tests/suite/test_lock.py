@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from suite import lock
 from suite.lock import LOCK, FolderLock
 from suite.run import Run
 from tests.runs import CONFIG, finished, rows
@@ -87,20 +86,3 @@ def test_only_the_first_of_several_processes_holds_it(tmp_path, monkeypatch):
         monkeypatch.setattr("suite.distributed.rank", lambda: 1)
         with Run(tmp_path, CONFIG, quiet=True):
             pass
-
-
-def test_without_fcntl_there_is_no_lock_and_without_support_a_note(tmp_path, monkeypatch):
-    def unsupported(file, how):
-        raise OSError(38, "Function not implemented")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lock.fcntl, "flock", unsupported)
-        held = FolderLock(tmp_path)
-        with pytest.warns(UserWarning, match=r"cannot be locked \(.*not implemented\): nothing keeps a second process"):
-            held.take()
-        held.release()
-    monkeypatch.setattr(lock, "fcntl", None)
-    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
-    first.take()
-    second.take()
-    second.release()

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 
 from suite.data import Replay, Sequences
 from suite.losses import Returns, SMPELoss
-from suite.losses.smpe_options import PRESETS, check_unread
+from suite.losses.smpe_options import PRESETS
 from suite.modules import make_critic
 from suite.specs import ALIVE, OBSERVATION
 from tests.batches import compose_smpe, iterate_smpe, make_batch, make_learner, make_specs
@@ -133,21 +133,21 @@ NO_FILTERS, NO_CRITIC = {"filters": False}, {"filtered_critic": False}
 
 @pytest.mark.parametrize("off, names, what", [
     (NO_FILTERS, ["filter_layers", "clip_min", "clip_max", "lr_filter", "filter_every", "copy_every", "norm_coef",
-                  "norm_loss"], "the AM filter: give filters=True"),
+                  "norm_loss"], "give filters=True"),
     *((off, ["train_filtered_critic", "filtered_target", "lr_filtered_critic"],
-       "the filtered critic: give filters=True and filtered_critic=True") for off in (NO_FILTERS, NO_CRITIC)),
-    ({"novelty": 0.0}, ["bonus_belief"], "the reward term novelty: give novelty a weight"),
-    ({"novelty": 0.0}, ["bonus"], "the reward terms: give novelty or observation_novelty a weight"),
-    ({"use_belief": False}, ["reencode"], "the belief that the actor reads: give use_belief=True"),
+       "give filters=True and filtered_critic=True") for off in (NO_FILTERS, NO_CRITIC)),
+    ({"novelty": 0.0}, ["bonus_belief"], "give novelty a weight"),
+    ({"novelty": 0.0}, ["bonus"], "give novelty or observation_novelty a weight"),
+    ({"use_belief": False}, ["reencode"], "give use_belief=True"),
 ], ids=str)
 def test_an_option_of_a_part_that_is_off_is_refused_if_it_was_given(off, names, what):
     for name in names:
         assert name in SMPELoss.option_names()
-        check_unread({name: 1}, [name])
-        check_unread(off | {name: 1}, list(off))  # a preset's
-        with pytest.raises(ValueError, match=f"{name} of loss 'smpe' is of {what}, or leave it out"):
-            check_unread(off | {name: 1}, [*off, name])
-    check_unread({"novelty": 0.0, "observation_novelty": 0.1, "bonus": "inverse"}, ["bonus"])
+        SMPELoss.check_given({name: 1}, [name])
+        SMPELoss.check_given(off | {name: 1}, list(off))  # a preset's
+        with pytest.raises(ValueError, match=f"{name} of loss 'smpe' is read by nobody here: {what}, or leave it out"):
+            SMPELoss.check_given(off | {name: 1}, [*off, name])
+    SMPELoss.check_given({"novelty": 0.0, "observation_novelty": 0.1, "bonus": "inverse"}, ["bonus"])
 
 
 def test_off_policy_only_without_the_filtered_critic():
