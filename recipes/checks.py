@@ -7,7 +7,7 @@ import sys
 
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS
-from recipes.running import check_task_options, check_unread, check_words, no_resume
+from recipes.run_checks import check_evaluations, check_task_options, check_unread, check_words, no_resume
 from suite.config import check_positive
 from suite.losses import STATE_MODELS
 from suite.specs import Specs
@@ -50,8 +50,7 @@ def check_config(cfg: Config) -> None:
         raise ValueError("--cuda-graphs needs --compile and a CUDA device")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
-    if cfg.eval_starts == "fresh" and not cfg.evaluations:
-        raise ValueError("--eval-starts fresh is of evaluations, and --evaluations 0 makes none: leave one of them out")
+    check_evaluations(cfg)
     check_task_options(cfg)
 
 

@@ -20,7 +20,8 @@ from recipes.checks import check_config, check_used, never_learns, validate
 from recipes.compositions import COMPOSITIONS
 from recipes.cooperative_config import Config
 from recipes.presets import ALGORITHMS, PRESETS, comparable, overrides, usual_algorithm
-from recipes.running import assemble, check_options, check_resume, launch
+from recipes.run_checks import check_options, check_resume
+from recipes.running import assemble, launch
 from recipes.stored_config import stored_config
 from suite import distributed
 from suite.config import as_flags, check_choice, check_names, parse_cli, run_cli

@@ -19,7 +19,8 @@ from recipes.hybrid_checks import check_config, check_specs, check_used, never_l
 from recipes.hybrid_compositions import COMPOSITIONS
 from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS, ANY_CODEC, overrides
-from recipes.running import assemble, check_options, check_resume, launch
+from recipes.run_checks import check_options, check_resume
+from recipes.running import assemble, launch
 from recipes.stored_config import stored_config
 from suite import distributed
 from suite.config import as_flags, parse_cli, parse_options, run_cli

@@ -6,7 +6,7 @@ import math
 
 from recipes.hybrid_config import Config
 from recipes.hybrid_presets import ALGORITHMS
-from recipes.running import check_task_options, check_unread, check_words, no_resume
+from recipes.run_checks import check_evaluations, check_task_options, check_unread, check_words, no_resume
 from suite.config import check_positive
 from suite.specs import Specs
 
@@ -48,10 +48,9 @@ def check_config(cfg: Config) -> None:
                              f"needs")
     if cfg.compile and not cfg.fast_collector:
         raise ValueError("--compile needs the fast collector")
-    if cfg.eval_starts == "fresh" and not cfg.evaluations:
-        raise ValueError("--eval-starts fresh is of evaluations, and --evaluations 0 makes none: leave one of them out")
     if cfg.resume and (reason := no_resume(cfg)):
         raise ValueError(f"{cfg.resume} cannot be resumed: {reason}")
+    check_evaluations(cfg)
     check_task_options(cfg)
 
 

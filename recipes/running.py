@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from envs import resolve_device
-from envs.kinds import fits, named
+from recipes.run_checks import no_resume
 from recipes.stored_config import imports_module
 from suite import distributed
 from suite.collector import make_collector
-from suite.config import as_plain, check_choice, check_names
+from suite.config import as_plain
 from suite.evaluate import Evaluator
 from suite.losses import Loss, Returns
 from suite.run import MemoryRun, Run, restoring
@@ -92,58 +92,3 @@ def launch(cfg: Any, make_trainer: Callable[[Any, Run], Trainer], *, module: str
     distributed.stop()
     if run.exit_code:
         raise SystemExit(run.exit_code)
-
-
-# ---------------------------------------------------------------------- what every recipe refuses
-
-def check_words(cfg: Any) -> None:
-    """ValueError for a word that a flag does not know."""
-    for name, kind in get_type_hints(type(cfg)).items():
-        if get_origin(kind) is Literal:
-            check_choice(name, getattr(cfg, name), get_args(kind))
-
-
-def check_options(what: str, given: Mapping[str, Any], made: type[Loss]) -> None:
-    """ValueError for an option that a loss or codec does not have, or a value of another kind than its annotation's.
-
-    Without an annotation it is the kind of the default.
-    """
-    defaults = made.option_defaults()
-    if given and not defaults:
-        raise ValueError(f"{what} has no options, got {list(given)}")
-    check_names(f"option of {what}", given, defaults)
-    annotated = get_type_hints(made.__init__)
-    for name, value in given.items():
-        default = defaults[name]
-        kind = annotated.get(name, Any if default is None else type(default))
-        if not fits(value, kind):
-            such = "" if default is None or get_origin(kind) is Literal else f", such as {default!r}"
-            raise ValueError(f"{name} of {what} must be {named(kind)}{such}, got {value!r}")
-
-
-def check_task_options(cfg: Any) -> None:
-    """ValueError for a task option that is a flag."""
-    for name in {"num_envs", "device", "seed", "max_steps", "truncate"} & cfg.task_options.keys():
-        raise ValueError(f"{name} is no task option but a flag of its own: --{name.replace('_', '-')}")
-
-
-def check_unread(cfg: Any, default: Any, unread: dict[str, str]) -> None:
-    """ValueError if a field differs from its default that nobody reads; ``unread`` is {field: who does not}."""
-    for name, reader in unread.items():
-        if getattr(cfg, name) != getattr(default, name):
-            raise ValueError(f"{reader} does not use {name}: leave it at {getattr(default, name)!r}")
-
-
-def check_resume(cfg: Any, configure: Callable[[dict[str, str]], Any]) -> None:
-    """ValueError for a flag that contradicts ``--resume``; ``configure`` gives the config of a stored run."""
-    if cfg.resume is None:
-        return
-    if cfg.overwrite:
-        raise ValueError("--resume continues a run and --overwrite replaces it: give one of them")
-    if cfg.run_dir != configure({"resume": cfg.resume, "task": cfg.task}).run_dir:
-        raise ValueError(f"--resume {cfg.resume} goes on in that folder, so --run-dir {cfg.run_dir} has no use")
-
-
-def no_resume(cfg: Any) -> str | None:
-    """Why a run with this config cannot be resumed, or None."""
-    return None if cfg.fast_collector else "TorchRL's collector (fast_collector=False) does not save open episodes"

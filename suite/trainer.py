@@ -64,6 +64,7 @@ class Trainer:
             raise ValueError(f"several updates are named {twice}: their metrics and checkpoints would overwrite others")
         self.reward_weights, self.team_reward = reward_weights, team_reward
         self.estimators, self.sources = list(estimators), list(dict.fromkeys(u.data.owner for u in updates))
+        self.trained = [param for u in updates for part in u.optimizers for param in u.params[part]]
         self.early_sources = list(dict.fromkeys(u.data.owner for u in updates if u.early))
         self.refresh, self.schedules, self.run, self.evaluate = list(refresh), list(schedules), run, evaluate
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
@@ -179,9 +180,8 @@ class Trainer:
 
     def _to_host(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """The one synchronisation of an iteration; with the metrics goes whether a checkpoint may be written."""
-        trained = [param for u in self.updates for part in u.optimizers for param in u.params[part]]
         with torch.no_grad():
-            norm = nn.utils.get_total_norm(trained, 1.0)  # finite if and only if they are
+            norm = nn.utils.get_total_norm(self.trained, 1.0)  # finite if and only if they are
         metrics = metrics | {PARAMETER_NORM: norm.to(metrics["episode/count"].device)}
         values = distributed.average(torch.stack([value.float() for value in metrics.values()])).tolist()
         row = dict(zip(metrics, values, strict=True))

@@ -220,7 +220,7 @@ class HyARLoss(Loss):
 
     @torch.no_grad()
     def receive(self, batch: TensorDictBase) -> None:
-        """Count frames and finished episodes, and see what is due.
+        """Count frames and finished episodes, and see what is due; after the warm-up the host waits for the count.
 
         Afterwards ``random_batch`` says whether the batch was collected with random actions, ``complete`` whether it
         completes the warm-up, and the buffer ``warming`` whether the next one shall be.

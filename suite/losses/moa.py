@@ -36,7 +36,7 @@ from suite.losses.moa_options import (
     MemoryKind,
     PPOLatent,
     check_options,
-    measured,
+    needs_held_out,
     refuse_replay,
     remarks,
 )
@@ -363,7 +363,7 @@ class MOALoss(Loss):
         return adam, self.options["max_grad_norm"]
 
     def _without_held_out(self, data: DataSource) -> DataSource:
-        return FirstRows(data, self.held_out, measured(self.options)) if self.held_out else data
+        return FirstRows(data, self.held_out, needs_held_out(self.options)) if self.held_out else data
 
     def _again(self, update: Update, batches: Minibatches, optimisation: dict[str, Any]) -> Update:
         """The world model on earlier batches, with the optimiser that it has, in steps of its own."""

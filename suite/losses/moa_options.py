@@ -81,7 +81,7 @@ def remarks(specs: Specs, options: dict[str, Any]) -> list[str]:
     return out
 
 
-def measured(options: dict[str, Any]) -> str:
+def needs_held_out(options: dict[str, Any]) -> str:
     """What needs environments that are held out, because its model must have shown skill there; "" if nothing does."""
     gated = {"influence_skill": options["influence"] and options["influence_skill"],
              "imagination": options["imagination"] != "none"}

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 import recipes.cooperative as recipe
-from recipes.running import check_options
+from recipes.run_checks import check_options
 from suite.config import run_cli
 from suite.losses import STATE_MODELS, Loss
 from suite.run import Run
