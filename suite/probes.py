@@ -22,11 +22,12 @@ class Probe(NamedTuple):
     """What a probe found on its test rows.
 
     Attributes:
-        score: accuracy of classes, or R^2 averaged over the target's dimensions that vary; NaN if none does.
+        score: accuracy of classes (mean over several targets), or R^2 averaged over the target's dimensions that vary;
+            NaN if none does.
         error: standard error of the score over test episodes; NaN with a single one.
         baseline: score without any features: accuracy of the most frequent training class, or 0.
         by_dimension: R^2 [D], NaN for dimensions that do not vary; None for classes.
-        prediction: int64 [M], or [M, D], for all rows.
+        prediction: int64 or float, shaped as the target (R^2: [M, D]), for all rows.
         test: bool [M], the rows that count.
     """
 
@@ -63,8 +64,8 @@ def linear_probe(features: Tensor, target: Tensor, *, classes: int | None = None
 
     Args:
         features: [M, F].
-        target: float [M] or [M, D]; int64 [M] if ``classes`` is given.
-        classes: number of classes; None for regression.
+        target: float [M] or [M, D]; int64 [M] if ``classes`` is given, or [M, K] for K independent targets.
+        classes: number of classes of each; None for regression.
         ridge: strength of the penalty, independent of the number of rows.
         train: bool [M], rows to fit; the others are tested. None: those of 80 % of the episodes.
         episode: int64 [M]; None: every row is its own.
@@ -75,8 +76,8 @@ def linear_probe(features: Tensor, target: Tensor, *, classes: int | None = None
     train, episode = _split(features, train, episode)
     x = _standardised(features.double(), train)
     if classes is not None:
-        weight, bias = _fit_logistic(x[train], target[train], classes, ridge)
-        return _accuracy((x @ weight + bias).argmax(-1), target, classes, train, episode)
+        weight, bias = _fit_logistic(x[train], _columns(target)[train], classes, ridge)
+        return _accuracy(_by_target(x @ weight + bias, classes).argmax(-1), target, classes, train, episode)
     y = _columns(target).double()
     centre, rows = y[train].mean(0), x[train]
     gram = rows.T @ rows / len(rows) + ridge * torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
@@ -95,17 +96,17 @@ def mlp_probe(features: Tensor, target: Tensor, *, classes: int | None = None, t
     """
     train, episode = _split(features, train, episode)
     x = _standardised(features.float(), train)
-    y = target if classes is not None else _standardised(_columns(target).float(), train)
+    y = _columns(target) if classes is not None else _standardised(_columns(target).float(), train)
     fit = train
     if len(torch.unique(episode[train])) >= 5:
         fit = train.clone()
         fit[train] = split_episodes(episode[train], seed=seed)
     kept = train & ~fit if (fit != train).any() else train
-    out = classes if classes is not None else y.shape[1]
+    out = y.shape[1] * (1 if classes is None else classes)
     network = _fit_network((x[fit], y[fit]), (x[kept], y[kept]), (x.shape[1], *cells, out), steps, batch, lr, seed)
     guess = network(x)
     if classes is not None:
-        return _accuracy(guess.argmax(-1), target, classes, train, episode)
+        return _accuracy(_by_target(guess, classes).argmax(-1), target, classes, train, episode)
     y = _columns(target).double()
     mean, scale = _moments(y, train)
     return _variance_explained(guess.double() * scale + mean, y, train, episode)
@@ -115,20 +116,32 @@ def mlp_probe(features: Tensor, target: Tensor, *, classes: int | None = None, t
 
 
 def _fit_logistic(x: Tensor, y: Tensor, classes: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weights [F, K classes] and biases for labels [M, K]: the sum of K problems, none of which knows the others."""
     with torch.inference_mode(False), torch.enable_grad():
         x, y = x.clone(), y.clone()  # tensors of inference mode cannot be differentiated through
-        weight = torch.zeros(x.shape[1], classes, dtype=x.dtype, device=x.device, requires_grad=True)
-        bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
+        out = y.shape[1] * classes
+        weight = torch.zeros(x.shape[1], out, dtype=x.dtype, device=x.device, requires_grad=True)
+        bias = torch.zeros(out, dtype=x.dtype, device=x.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(x @ weight + bias, y) + 0.5 * ridge * weight.square().sum()
+            loss = y.shape[1] * _cross_entropy(x @ weight + bias, y) + 0.5 * ridge * weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
     return weight.detach(), bias.detach()
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean over rows and targets, of logits [M, K C] for labels [M, K]."""
+    return F.cross_entropy(logits.view(y.numel(), -1), y.flatten())
+
+
+def _by_target(logits: Tensor, classes: int) -> Tensor:
+    """[M, K C] -> [M, K, C]."""
+    return logits.unflatten(-1, (-1, classes))
 
 
 def _fit_network(data: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], sizes: Sequence[int], steps: int, batch: int,
@@ -137,7 +150,7 @@ def _fit_network(data: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], sizes
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
         (x, y), kept = (part.clone() for part in data), tuple(part.clone() for part in kept)
         weights = [weight.to(x.device).requires_grad_() for weight in _initial(sizes, generator)]
-        error = F.mse_loss if y.is_floating_point() else F.cross_entropy
+        error = F.mse_loss if y.is_floating_point() else _cross_entropy
         optimizer = torch.optim.Adam(weights, lr=lr)
         best, chosen = math.inf, weights
         for step in range(1, steps + 1):
@@ -171,13 +184,13 @@ def _forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 def _accuracy(guess: Tensor, target: Tensor, classes: int, train: Tensor, episode: Tensor) -> Probe:
-    test = ~train
-    right = (guess == target)[test].double()
-    common = torch.bincount(target[train], minlength=classes).argmax()
+    test, labels = ~train, _columns(target)
+    right = (guess == labels)[test].double().mean(-1)
+    common = F.one_hot(labels[train], classes).sum(0).argmax(-1)
     score = right.mean()
     error = _standard_error((right - score) / len(right), episode[test])
-    baseline = (target[test] == common).double().mean()
-    return Probe(score.item(), error, baseline.item(), None, guess, test)
+    baseline = (labels[test] == common).double().mean()
+    return Probe(score.item(), error, baseline.item(), None, guess.view_as(target), test)
 
 
 def _variance_explained(guess: Tensor, y: Tensor, train: Tensor, episode: Tensor) -> Probe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +103,11 @@ PANELS = (
         Line("codec/keep_discrete", "embedding", MODEL), Line("codec/keep_params", "latent", OTHER)), level=1.0),
 )
 
+# drawn over the steps of an episode
+COURSE = (Line("moa/skill", "skill", MODEL), Line("moa/acc", "accuracy", OTHER))
+STEP = "_step_"  # moa/skill_step_4 is of steps 4 to 7
+VARIABLES = {"others_observation": "what others see", "others_action": "what others do"}  # hidden ones have their names
+
 # representations in the order of what they may know; the latents in colour, what needs none in grey
 BARS = {"u": ("present", GREY), "uc": ("+ past", GREY), "uc_mlp": ("+ past,\nMLP", GREY), "z": ("latent", BLUE),
         "z_teacher": ("teacher's\nlatent", ORANGE)}
@@ -123,24 +129,26 @@ def read_curves(run: str | Path) -> dict[str, Series]:
 
 
 def draw_state(curves: Mapping[str, Series]) -> Figure | None:
-    """A panel per group of metrics and one per probed variable; None if there is nothing to draw.
+    """A panel per group of metrics, one over an episode's steps and one per probed variable; None without any.
 
     Curves are named as `suite.state_metrics` names them, under moa/, wm/ and cvae/, and as `HyARLoss` does, under
     codec/. Probes are named probe/<representation> or probe/<variable>/<representation>, with _error for the standard
-    error and "chance" for the score without features; their last values count.
+    error and "chance" for the score without features. Of steps, <metric>_step_<k>, and of probes the last values count.
     """
-    panels = [panel for panel in PANELS if any(line.metric in curves for line in panel.lines)]
-    probes = probe_scores(curves)
-    count = len(panels) + len(probes)
+    panels = [partial(_draw_lines, panel=panel, curves=curves) for panel in PANELS
+              if any(line.metric in curves for line in panel.lines)]
+    if course := {line: found for line in COURSE if (found := step_scores(curves, line.metric))}:
+        panels.append(partial(_draw_course, course=course))
+    panels += [partial(_draw_bars, variable=variable, scores=scores)
+               for variable, scores in probe_scores(curves).items()]
+    count = len(panels)
     if not count:
         return None
     columns = 2 if count == 4 else min(3, count)
     rows = math.ceil(count / columns)
     figure = new_figure(max(3.5 * columns, 4.6), 2.8 * rows + 0.1)
-    for i, panel in enumerate(panels):
-        _draw_lines(figure.add_subplot(rows, columns, i + 1), panel, curves)
-    for i, (variable, scores) in enumerate(probes.items(), len(panels)):
-        _draw_bars(figure.add_subplot(rows, columns, i + 1), variable, scores)
+    for i, draw in enumerate(panels):
+        draw(figure.add_subplot(rows, columns, i + 1))
     return figure
 
 
@@ -149,6 +157,13 @@ def draw_run(run: str | Path) -> Path | None:
     with mpl.rc_context(SETTINGS):
         figure = draw_state(read_curves(run))
         return None if figure is None else save_png(figure, Path(run) / "state.png")
+
+
+def step_scores(curves: Mapping[str, Series], metric: str) -> dict[int, float]:
+    """{first step: last value} of a metric that is also measured in the course of an episode."""
+    found = {name.removeprefix(metric + STEP): float(values[-1]) for name, (_, values) in curves.items()
+             if name.startswith(metric + STEP)}
+    return {int(step): found[step] for step in sorted(found, key=int)}
 
 
 def probe_scores(curves: Mapping[str, Series]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -168,7 +183,7 @@ def _draw_lines(axes: Axes, panel: Panel, curves: Mapping[str, Series]) -> None:
         axes.axhline(panel.level, color=MUTED, linewidth=0.8)
     draw_panel(axes, {line.metric: Curve(*thinned(curves[line.metric])) for line in lines},
                {line.metric: line.style for line in lines}, panel.label)
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=20)
+    _set_title(axes, panel.title)
     names = {line.name: line.style for line in reversed(lines)}  # one entry for a name drawn in two ways: the first
     dashed = any(line.metric.endswith("_moa") for line in lines)
     handles = [_handle(style) for style in reversed(names.values())]
@@ -176,6 +191,30 @@ def _draw_lines(axes: Axes, panel: Panel, curves: Mapping[str, Series]) -> None:
     if dashed and not all(line.metric.endswith("_moa") for line in lines):
         handles.append(_handle(Style(MUTED, (5, 2))))
         labels.append("others predicted")
+    _add_legend(axes, handles, labels)
+
+
+def _draw_course(axes: Axes, course: Mapping[Line, Mapping[int, float]]) -> None:
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    for line, scores in course.items():
+        axes.plot(list(scores), list(scores.values()), color=line.style.colour, linewidth=1.7, marker="o", markersize=4,
+                  clip_on=False)
+    steps = sorted({step for scores in course.values() for step in scores})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.minorticks_off()
+    axes.set(xlabel="steps into the episode, from", ylabel="score at the end of training")
+    axes.locator_params(axis="y", nbins=5)
+    _set_title(axes, "Others' actions: in the course of an episode")
+    _add_legend(axes, [_handle(line.style) for line in course], [line.name for line in course])
+    tidy_axes(axes)
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, pad=20)
+
+
+def _add_legend(axes: Axes, handles: list[Line2D], labels: list[str]) -> None:
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), frameon=False,
                 labelcolor=INK, fontsize=8, handlelength=1.9, handletextpad=0.4, columnspacing=0.9, borderaxespad=0.1,
                 borderpad=0.1)
@@ -213,5 +252,5 @@ def _draw_bars(axes: Axes, variable: str, scores: Mapping[str, tuple[float, floa
     axes.text(0, 1.03, "of representations, on unseen episodes", transform=axes.transAxes, color=MUTED, fontsize=8)
     axes.set(ylabel="accuracy or R\u00b2", xlim=(-0.6, len(shown) - 0.4 + 0.6 * (CHANCE in scores)),
              ylim=(min(0.0, *values), max(1.0, *values) * 1.08))
-    axes.set_title("Probe" if not variable else f"Probe: {variable}", loc="left", fontsize=9.5, color=INK, pad=20)
+    _set_title(axes, f"Probe: {VARIABLES.get(variable, variable)}" if variable else "Probe")
     tidy_axes(axes)

@@ -42,6 +42,19 @@ def skill(error: Tensor, baseline: Tensor, floor: Tensor | float = 0.0, *, least
     return torch.where(gap < least, 0.0, (baseline - error) / gap.clamp_min(least))
 
 
+def steps_into_episodes(start: Tensor) -> dict[int, Tensor]:
+    """{k: bool [B, T], steps k to 2 k - 1 of an episode}, k = 1, 2, 4, ..., from first steps bool [B, T], which are 0.
+
+    Episodes that began before are in none, since how long ago is not known, and k that no episode reaches are left out
+    (which asks the host).
+    """
+    time = torch.arange(start.shape[1], device=start.device)
+    began = torch.where(start, time, -start.shape[1]).cummax(1).values
+    step = torch.where(began < 0, 0, time - began)
+    bins = {k: (step >= k) & (step < 2 * k) for k in (2**i for i in range(start.shape[1].bit_length()))}
+    return {k: here for k, here in bins.items() if here.any()}
+
+
 # ---------------------------------------------------------------------- actions of the others
 
 

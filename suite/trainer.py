@@ -16,6 +16,7 @@ from suite.checkpoint import random_state, restore_random_state
 from suite.collector import EpisodeStatistics
 from suite.data import DataSource
 from suite.specs import ALIVE, DONE, REWARD, TERMINATED
+from suite.stopwatch import Stopwatch
 from suite.update import Update, check_ownership
 
 PARAMETER_NORM = "parameters/norm"  # of all that is trained, not logged
@@ -70,6 +71,7 @@ class Trainer:
         self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
         self.episodes = EpisodeStatistics(team=team_reward)
         self.iteration, self.seconds = 0, 0.0
+        self.stopwatch = Stopwatch(next((param.device for param in self.trained), None))
         check_ownership(self.updates, [self.policy, *self.losses])
 
     def train(self) -> None:
@@ -95,6 +97,7 @@ class Trainer:
             self.seconds += end - start
             row |= {"time/collect": collected - start, "time/update": end - collected, "time/total": self.seconds,
                     "time/frames_per_second": distributed.world_size() * batch.numel() / (end - start)}
+            row |= {f"time/update_{name}": seconds for name, seconds in self.stopwatch.read().items()}
             self.run.log(row, frames=self.frames)
             self._check_finite(row, norm)
             last = self.collector.frames >= self.collector.total_frames
@@ -119,18 +122,21 @@ class Trainer:
             schedule((self.collector.frames - batch.numel()) / self.collector.total_frames)
         due = [update for update in self.updates if self.iteration % update.every == 0]
         metrics = {}
-        for update in due:
-            if update.early:
-                metrics |= update.run(batch)
+        metrics |= self._run([update for update in due if update.early], batch)
         metrics |= self.prepare(batch)
-        for update in due:
-            if not update.early:
-                metrics |= update.run(batch)
+        metrics |= self._run([update for update in due if not update.early], batch)
         for function in (*self.refresh, *(loss.refresh for loss in self.losses)):
             function(batch)
         self.collector.update_policy_weights_()
         for loss in self.losses:
             metrics |= loss.metrics()
+        return metrics
+
+    def _run(self, updates: Sequence[Update], batch: TensorDictBase) -> dict[str, Tensor]:
+        metrics = {}
+        for update in updates:
+            with self.stopwatch(update.name):
+                metrics |= update.run(batch)
         return metrics
 
     @torch.no_grad()

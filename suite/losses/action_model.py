@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
@@ -12,14 +15,17 @@ from suite.modules.functional import Divergence, gaussian_influence
 from suite.modules.functional import influence as influence_of
 from suite.modules.gaussian import nll, weighted_mean
 from suite.modules.state_model import ACTION_MEMORY, PAST, Inferred, StateModel
-from suite.specs import ACTION, DONE, LOG_PROB, LOGITS, OBSERVATION, Specs
+from suite.specs import ACTION, DONE, IS_INIT, LOG_PROB, LOGITS, OBSERVATION, Specs
 from suite.state_metrics import (
     action_frequencies,
     action_moments,
     action_prediction,
     categorical_entropy,
     continuous_action_prediction,
+    steps_into_episodes,
 )
+
+BY_STEP = ("ce", "acc", "nll", "mse", "skill")
 
 
 def has_entropy(specs: Specs) -> bool:
@@ -92,18 +98,30 @@ class ActionModelLoss(Loss):
         ``train`` gives the frequencies of the baselines; ``skill`` needs the logits of the policy that acted, of
         continuous actions the log-density of what it did.
         """
-        target, weight, before = self.targets(held), self.weights(held), self.targets(train)
+        weight = self.weights(held)
         repeats = weight.clone()
         repeats[:, 0] = 0  # what was done before the batch is not in it
-        common = dict(previous=torch.cat([target[:, :1], target[:, :-1]], 1), repeats=repeats,
-                      entropy=self._entropy(held))
-        if not self.discrete:
-            dims = self.model.action_model.unpadded
-            marginal = action_moments(before, self.weights(train), dims)
-            return continuous_action_prediction(self.predict(held), target, weight, marginal=marginal, dims=dims,
-                                                **common)
-        frequencies = action_frequencies(before, self.model.actions.dim, self.weights(train))
-        return action_prediction(self.predict(held), target, weight, frequencies=frequencies, **common)
+        return self._scorer(train, held)(weight, repeats=repeats)
+
+    @torch.no_grad()
+    def scores_by_step(self, train: TensorDictBase, held: TensorDictBase) -> dict[str, Tensor]:
+        """`BY_STEP` of `scores` in the course of an episode, ``<name>_step_<k>``: see `steps_into_episodes`."""
+        score, weight, out = self._scorer(train, held), self.weights(held), {}
+        for first, here in steps_into_episodes(held[IS_INIT].squeeze(-1)).items():
+            found = score(weight * here[..., None, None])
+            out |= {f"{name}_step_{first}": found[name] for name in BY_STEP if name in found}
+        return out
+
+    def _scorer(self, train: TensorDictBase, held: TensorDictBase) -> Callable[..., dict[str, Tensor]]:
+        """The function of weights [n, T, N, P] that scores the predictions."""
+        target, before, counts = self.targets(held), self.targets(train), self.weights(train)
+        common = dict(previous=torch.cat([target[:, :1], target[:, :-1]], 1), entropy=self._entropy(held))
+        if self.discrete:
+            frequencies = action_frequencies(before, self.model.actions.dim, counts)
+            return partial(action_prediction, self.predict(held), target, frequencies=frequencies, **common)
+        dims = self.model.action_model.unpadded
+        return partial(continuous_action_prediction, self.predict(held), target, dims=dims,
+                       marginal=action_moments(before, counts, dims), **common)
 
     def _entropy(self, td: TensorDictBase) -> Tensor | None:
         """[..., N, P] of the others' policies, None where that is not known.

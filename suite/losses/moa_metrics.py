@@ -32,10 +32,10 @@ PROBED = 4  # as many environments as were held out are enough for probes to lea
 @torch.no_grad()
 def measure(loss: MOALoss, train: TensorDictBase, held: TensorDictBase, specs: Specs) -> dict[str, float]:
     """moa/..., wm/..., cvae/... and probe/... of ``held`` [n, T]; ``train`` gives the frequencies of the baselines."""
-    out = as_floats(loss.action_loss.scores(train, held), "moa/") | as_floats(_world(loss, held), "wm/")
-    out |= as_floats(_latent(loss, held), "cvae/")
+    actions = loss.action_loss.scores(train, held) | loss.action_loss.scores_by_step(train, held)
+    out = as_floats(actions, "moa/") | as_floats(_world(loss, held), "wm/") | as_floats(_latent(loss, held), "cvae/")
     optional = {PRIVILEGED: specs.hidden_dim, specs.alive: specs.alive, specs.informed: specs.informed}
-    told = [IS_INIT, OBSERVATION, *(key for key, there in optional.items() if there)]
+    told = [IS_INIT, OBSERVATION, ACTION, *(key for key, there in optional.items() if there)]
     both = [train[: PROBED * len(held)], held]  # probes learn where the models did, and are tested on what these left
     found = [_representations(loss, td) for td in both]
     representations = {name: torch.cat([parts[name] for parts in found]) for name in found[0]}

@@ -1,10 +1,11 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from tensordict import TensorDict
 
 from suite.latent_probes import EPISODES, probe_latents
-from suite.specs import IS_INIT, OBSERVATION, PRIVILEGED
+from suite.specs import ACTION, IS_INIT, OBSERVATION, PRIVILEGED
 from tests.batches import make_specs
 
 torch.set_num_threads(1)
@@ -21,6 +22,7 @@ def make(hidden=True):
     goal = torch.arange(N) % 3
     one_hot = torch.nn.functional.one_hot(goal, 3).float()[:, None, None].expand(N, T, A, 3)
     position = torch.randn(N, T, A, 1, generator=random)
+    batch[ACTION] = torch.randint(5, (N, T, A), generator=random)
     if hidden:
         batch[PRIVILEGED] = torch.cat([one_hot, position], -1)
     return batch, one_hot, position
@@ -46,11 +48,46 @@ def test_the_ceiling_is_probed_by_a_network_too():
     assert found["probe/position/uc_mlp"] > found["probe/position/uc"] + 0.05
 
 
-def test_without_hidden_variables_the_others_observations_are_probed():
+def of_others(x):
+    """[N, T, A, d] -> [N, T, A, P d] of each agent's others."""
+    return torch.stack([x[:, :, [j for j in range(A) if j != i]].flatten(-2) for i in range(A)], 2)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_others_see_is_probed_with_and_without_hidden_variables(hidden):
+    batch, *_ = make(hidden)
+    found = probe_latents(batch, {"z": of_others(batch[OBSERVATION]), "u": batch[OBSERVATION]}, specs(hidden))
+    assert found["probe/others_observation/z"] > 0.99 and found["probe/others_observation/u"] < 0.1
+    assert ("probe/goal/z" in found) == hidden
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_what_others_do_is_probed(kind):
+    """Of discrete actions the mean accuracy over the others, of continuous ones R^2."""
     batch, *_ = make(hidden=False)
-    others = torch.stack([batch[OBSERVATION][:, :, [j for j in range(A) if j != i]].flatten(-2) for i in range(A)], 2)
-    found = probe_latents(batch, {"z": others, "u": batch[OBSERVATION]}, specs(hidden=False))
-    assert found["probe/others/z"] > 0.99 and found["probe/others/u"] < 0.1
+    task = make_specs(kind, state=False)
+    if kind == "discrete":
+        done = torch.nn.functional.one_hot(batch[ACTION], 5).float()
+    else:
+        done = 2 * torch.rand(N, T, A, 2, generator=torch.Generator().manual_seed(2)) - 1
+        batch[ACTION] = (task.low + task.high) / 2 + done * (task.high - task.low) / 2  # each by its own bounds
+    half = of_others(done).clone()
+    half[..., half.shape[-1] // 2:] = 0  # says nothing of the second other
+    found = probe_latents(batch, {"z": of_others(done), "half": half, "u": batch[OBSERVATION]}, task, ceiling="u")
+    chance = found["probe/others_action/chance"]
+    assert chance == 0 if kind == "continuous" else chance < 0.35
+    assert found["probe/others_action/z"] > 0.99 and found["probe/others_action/u"] < 0.4
+    assert 0.4 < found["probe/others_action/half"] < 0.7
+    assert "probe/others_action/u_mlp" in found and found["probe/others_action/u_error"] > 0
+
+
+def test_a_lone_agent_has_no_others():
+    batch, *_ = make()
+    alone = replace(make_specs("discrete", n_agents=1, state=False), hidden_dim=4, hidden_parts=specs().hidden_parts)
+    batch = TensorDict({key: batch[key] if key == IS_INIT else batch[key][:, :, :1]
+                        for key in (IS_INIT, OBSERVATION, ACTION, PRIVILEGED)}, [N, T])
+    found = probe_latents(batch, {"u": batch[OBSERVATION]}, alone)
+    assert {name.split("/")[1] for name in found} == {"goal", "position"}
 
 
 def test_first_steps_are_left_out_and_nothing_random_is_drawn():
@@ -86,6 +123,19 @@ def test_agents_that_have_left_are_no_rows():
     found = probe_latents(batch, {"z": z}, replace(specs(), alive=("agents", "mask")))
     assert found["probe/goal/z"] == 1.0 and found["probe/position/z"] > 0.99
     assert counted["probe/goal/z"] < 0.95 and counted["probe/position/z"] < 0.95
+
+
+def test_of_others_only_where_all_of_them_live():
+    """What stands in the place of one that has left says nothing, and would spoil the others' numbers."""
+    batch, *_ = make(hidden=False)
+    alive = torch.ones(N, T, A, dtype=torch.bool)
+    alive[:, 5:, 2] = False
+    z = of_others(batch[OBSERVATION])
+    batch[OBSERVATION] = torch.where(alive.unsqueeze(-1), batch[OBSERVATION], 0.0)
+    counted = probe_latents(batch, {"z": z}, specs(hidden=False))
+    batch["agents", "mask"] = alive
+    found = probe_latents(batch, {"z": z}, replace(specs(hidden=False), alive=("agents", "mask")))
+    assert found["probe/others_observation/z"] > 0.99 > counted["probe/others_observation/z"]
 
 
 def test_agents_that_see_the_hidden_variables_are_no_rows():

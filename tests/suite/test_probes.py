@@ -47,10 +47,25 @@ def test_classes_by_hand():
 def test_the_logistic_fit_is_the_minimum():
     """At the optimum the gradient of mean cross-entropy is minus ridge times the weights."""
     x, y = normal(200, 3).double(), torch.randint(3, (200,), generator=torch.Generator().manual_seed(1))
-    weight, bias = probes._fit_logistic(x, y, 3, 0.1)
+    weight, bias = probes._fit_logistic(x, y[:, None], 3, 0.1)
     gap = (x @ weight + bias).softmax(-1) - torch.eye(3, dtype=torch.double)[y]
     torch.testing.assert_close(x.T @ gap / 200, -0.1 * weight, atol=1e-5, rtol=0)
     assert gap.mean(0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("probe", [linear_probe, mlp_probe])
+def test_several_targets_are_probed_apart(probe):
+    """Two labels, one of which the features hold: scores and chance are the means of each alone."""
+    label, noise = torch.arange(600) % 3, torch.randint(3, (600,), generator=torch.Generator().manual_seed(1))
+    x = 5.0 * torch.eye(3)[label] + 0.5 * normal(600, 3)
+    options = dict(classes=3, episode=episodes(60, 10))
+    both = probe(x, torch.stack([label, noise], -1), **options)
+    one, other = probe(x, label, **options), probe(x, noise, **options)
+    assert both.prediction.shape == (600, 2) and both.baseline == pytest.approx((one.baseline + other.baseline) / 2)
+    assert one.score == 1 and both.score == pytest.approx((one.score + other.score) / 2, abs=0.05)
+    if probe is linear_probe:  # the problems are separate: the same guesses
+        assert torch.equal(both.prediction, torch.stack([one.prediction, other.prediction], -1))
+        assert both.error == pytest.approx(other.error / 2)
 
 
 @pytest.mark.parametrize("probe", [linear_probe, mlp_probe])

@@ -65,6 +65,21 @@ def test_horizons_have_colours_and_predicted_others_are_dashed():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1", "3", "others predicted"]
 
 
+def test_the_course_of_an_episode_is_drawn_from_the_last_values_in_order_of_steps():
+    found = curves(**{"moa/acc_step_16": [0.1, 0.9], "moa/acc_step_2": [0.1, 0.5], "moa/acc": [0.1, 0.7]})
+    assert sf.step_scores(found, "moa/acc") == {2: 0.5, 16: 0.9} and sf.step_scores(found, "moa/skill") == {}
+    _, course = sf.draw_state(found).axes
+    assert titles(course.figure) == ["Others' actions: accuracy", "Others' actions: in the course of an episode"]
+    assert [label.get_text() for label in course.get_xticklabels()] == ["2", "16"]
+    _, line = course.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2, 16], [0.5, 0.9])
+    assert [text.get_text() for text in course.get_legend().get_texts()] == ["accuracy"]
+
+
+def test_probes_of_others_are_named_in_words():
+    assert titles(sf.draw_state(curves(**{"probe/others_action/z": [0.1, 0.2]}))) == ["Probe: what others do"]
+
+
 def test_probes_by_hand():
     found = sf.probe_scores(curves(**PROBES, **{"probe/z": [0.1, 0.2]}))
     assert found == {"goal": {"z": (0.77, 0.02), "u": (0.61, 0.0), "chance": (0.25, 0.0)}, "": {"z": (0.2, 0.0)}}

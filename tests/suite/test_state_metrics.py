@@ -85,6 +85,18 @@ def sampled(seed, rows=40000, choices=4):
     return logits[:, None, None], action[:, :, None]
 
 
+def test_steps_into_episodes_by_hand():
+    """Two rows of 6: one episode from the start and one from step 4; one that began before, and one from step 1."""
+    start = torch.tensor([[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0]], dtype=torch.bool)
+    found = sm.steps_into_episodes(start)
+    assert {k: here.int().tolist() for k, here in found.items()} == {
+        1: [[0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]], 2: [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0]],
+        4: [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]}
+    assert sm.steps_into_episodes(torch.zeros(2, 6, dtype=torch.bool)) == {}
+    assert list(sm.steps_into_episodes(torch.eye(1, 9, dtype=torch.bool))) == [1, 2, 4, 8]
+    assert list(sm.steps_into_episodes(torch.eye(1, 8, dtype=torch.bool))) == [1, 2, 4]
+
+
 def test_skill_and_calibration_of_the_true_policy_and_of_the_marginal():
     logits, action = sampled(0)
     frequencies, entropy = sm.action_frequencies(action, 4, smoothing=0), sm.categorical_entropy(logits)

@@ -153,7 +153,8 @@ def test_names_of_the_metrics():
     assert rows[0] == {"frames": 0, "eval/return": 5.0}
     assert set(rows[1]) == {"frames", "reward/task", "episode/return", "episode/length",
                             "mine/loss_square", "mine/size",
-                            "time/collect", "time/update", "time/total", "time/frames_per_second"}
+                            "time/collect", "time/update", "time/update_mine", "time/total", "time/frames_per_second"}
+    assert 0 < rows[1]["time/update_mine"] < rows[1]["time/update"]
     assert rows[1]["episode/return"] == T and rows[1]["episode/length"] == T
     assert [row["frames"] for row in rows if "eval/return" in row] == [0, N * T, 2 * N * T, 3 * N * T]
 

@@ -52,7 +52,8 @@ def test_an_eighth_of_64_environments_is_enough_to_probe():
     batch[LOGITS] = torch.zeros(64, 4, 3, 5)
     loss.held_out = 0.125
     found = loss.diagnose(batch)
-    assert {f"probe/others/{name}" for name in ("u", "uc", "uc_mlp", "z_teacher", "chance")} <= found.keys()
+    assert {f"probe/others_{what}/{name}" for name in ("u", "uc", "uc_mlp", "z_teacher", "chance")
+            for what in ("observation", "action")} <= found.keys()
 
 
 def test_what_stands_in_the_place_of_agents_that_have_left_does_not_count():
@@ -113,6 +114,30 @@ def test_what_was_done_before_a_batch_is_no_copy_of_what_it_begins_with():
     batch[PREV_VALID].fill_(1)
     batch[ACTION][5:] = torch.arange(6)[:, None].expand(5, 6, 3) % 5  # always another
     assert loss.diagnose(batch)["moa/acc_repeat"] == 0
+
+
+@pytest.mark.parametrize(("kind", "names"), [("discrete", {"ce", "acc"}), ("continuous", {"nll", "mse"})])
+def test_predictions_in_the_course_of_an_episode_have_the_whole_as_their_mean(kind, names):
+    """Six steps of one episode: its first has no past, 1 is one step, 2 and 3 are two, 4 and 5 are two."""
+    _, _, found = measured(kind)
+    for name in names:
+        parts = [found[f"moa/{name}_step_{k}"] for k in (1, 2, 4)]
+        assert len(set(parts)) == 3
+        assert (parts[0] + 2 * parts[1] + 2 * parts[2]) / 5 == pytest.approx(found[f"moa/{name}"], rel=1e-5)
+    last = {f"moa/{name}_step_4" for name in (*names, "skill")}
+    assert last == {name for name in found if name.endswith("_step_4")}
+    assert not any(name.endswith("_step_8") for name in found)
+
+
+def test_what_is_known_late_in_an_episode_shows_there():
+    """Actions are those of the model's own guess from step 4 on, and others before."""
+    loss, batch, _ = measured("discrete")
+    loss = shaken(loss)
+    batch[ACTION] = torch.zeros_like(batch[ACTION])
+    best = loss.action_loss.predict(batch).argmax(-1)  # of agent 0 for its first other, agent 1
+    batch[ACTION][:, :, 1] = torch.where(torch.arange(6) >= 4, best[:, :, 0, 0], (best[:, :, 0, 0] + 1) % 5)
+    found = loss.diagnose(batch)
+    assert found["moa/acc_step_4"] > max(found["moa/acc_step_1"], found["moa/acc_step_2"])
 
 
 def test_a_script_has_no_entropy_and_one_step_no_future():
