@@ -205,7 +205,7 @@ def _draw_course(axes: Axes, course: Mapping[Line, Mapping[int, float]]) -> None
     axes.minorticks_off()
     axes.set(xlabel="steps into the episode, from", ylabel="score at the end of training")
     axes.locator_params(axis="y", nbins=5)
-    _set_title(axes, "Others' actions: in the course of an episode")
+    _set_title(axes, "Others' actions: within an episode")
     _add_legend(axes, [_handle(line.style) for line in course], [line.name for line in course])
     tidy_axes(axes)
 

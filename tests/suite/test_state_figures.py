@@ -69,7 +69,7 @@ def test_the_course_of_an_episode_is_drawn_from_the_last_values_in_order_of_step
     found = curves(**{"moa/acc_step_16": [0.1, 0.9], "moa/acc_step_2": [0.1, 0.5], "moa/acc": [0.1, 0.7]})
     assert sf.step_scores(found, "moa/acc") == {2: 0.5, 16: 0.9} and sf.step_scores(found, "moa/skill") == {}
     _, course = sf.draw_state(found).axes
-    assert titles(course.figure) == ["Others' actions: accuracy", "Others' actions: in the course of an episode"]
+    assert titles(course.figure) == ["Others' actions: accuracy", "Others' actions: within an episode"]
     assert [label.get_text() for label in course.get_xticklabels()] == ["2", "16"]
     _, line = course.lines
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2, 16], [0.5, 0.9])
