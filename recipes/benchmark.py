@@ -14,15 +14,12 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
-from recipes.jobs import Job, Outcome, random_return, run_job
+from recipes.jobs import Job, random_return
+from recipes.launchers import LAUNCHERS
 from recipes.tables import TABLES
 from suite.config import check_choice, check_positive, run_cli
 from suite.run import versions, write_whole
@@ -73,41 +70,6 @@ def seeds_held(folder: Path) -> int:
     """The highest seed that a table's CSV files hold, 0 if they hold none."""
     seeds = (row["seed"] for path in folder.glob("*.csv") for row in csv.DictReader(path.read_text().splitlines()))
     return max(map(int, seeds), default=0)
-
-
-def launch_local(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Run jobs in ``workers`` processes at a time."""
-    outcomes = []
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
-        for outcome in pool.map(run_job, jobs):
-            outcomes.append(outcome)
-            bar.write(outcome.message)
-            bar.update()
-    return outcomes
-
-
-def launch_ray(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Run jobs on a Ray cluster, one CPU each (the extra ``ray``; folders must be on a shared disk)."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError("--launcher ray needs the extra: pip install -e '.[ray]'") from error
-    # a worker's working folder may be another one
-    jobs = [replace(job, runs=str(Path(job.runs).resolve()), results=str(Path(job.results).resolve())) for job in jobs]
-    ray.init(ignore_reinit_error=True, num_cpus=workers if not os.environ.get("RAY_ADDRESS") else None)
-    task = ray.remote(num_cpus=1)(run_job)
-    left, outcomes = [task.remote(job) for job in jobs], []
-    with tqdm(total=len(left), unit="run") as bar:
-        while left:
-            done, left = ray.wait(left)
-            outcomes.append(ray.get(done[0]))
-            bar.write(outcomes[-1].message)
-            bar.update()
-    ray.shutdown()
-    return outcomes
-
-
-LAUNCHERS: dict[str, Callable[[list[Job], int], list[Outcome]]] = {"local": launch_local, "ray": launch_ray}
 
 
 def benchmark(table: tyro.conf.Positional[str], *, seeds: int = 3, jobs: int = 1, launcher: str = "local",

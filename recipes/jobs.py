@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +26,7 @@ from suite.evaluate import Evaluator
 from suite.results import append_rows, file_name, read_cell
 from suite.specs import ACTION_MASK, OBSERVATION
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # how a run ends that was asked to, behind its checkpoint
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM)  # ends of runs that were asked to stop
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,46 @@ class Outcome(NamedTuple):
     message: str
 
 
-def run_job(job: Job) -> Outcome:
+class Processes:
+    """The runs in progress, which can all be asked to stop behind a checkpoint; none begins after that."""
+
+    def __init__(self):
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, command: Sequence[str], log: Path) -> int | None:
+        """What the command ends with, on one core and with its output behind that of ``log``; None if asked to stop."""
+        with open(log, "a") as file, self._lock:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
+                                       env=os.environ | {"OMP_NUM_THREADS": "1"})
+            self.running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self.running.discard(process)
+
+    def stop(self) -> None:
+        """Send SIGTERM to what runs; asked twice, runs leave at once."""
+        with self._lock:
+            self.stopped = True
+            for process in self.running:
+                process.terminate()
+
+
+def run_job(job: Job, processes: Processes | None = None) -> Outcome:
     """Run one job in a process of its own and append its evaluations to the results."""
     name = f"{job.row} {job.task} seed {job.seed}"
     if job.finished():
         return Outcome(True, f"{name}: already there")
     log = job.folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        code = subprocess.run(
-            job.command(), stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        ).returncode
+    code = (processes or Processes()).run(job.command(), log)
+    if code is None:
+        return Outcome(False, f"{name}: not begun")
     if found := evaluations(job.folder, job.seed):  # a run that failed stays in the table, marked as incomplete
         append_rows(job.results, job.table, job.row, job.task, found)
     whole, stopped = job.finished(), code in STOPPED

@@ -14,9 +14,9 @@ _COPY = ("the error of the baseline, copying the last observation, grows faster 
 _JOINT = ("others' actions move what is seen of them by little within one step, and through collisions; the squared "
           "error of the latter hides the former. Feature by feature the gain is there.")
 _EARLY = ("the first evaluation on give_way, after 26 thousand frames, comes when policies are almost uniform: "
-          "marginal and floor of the cross-entropy hardly differ (by 0.002 nats), and a skill is a ratio of noise (-1.3, "
-          "-2.8, -15.9). From the fourth on it is 0.3 and more. The first on simple_speaker_listener_pe is -0.18 to "
-          "-0.02 (0.26 and more from the third on), the first two on navigation lie within 0.05 of 0.")
+          "marginal and floor of the cross-entropy hardly differ (by 0.002 nats), and a skill is a ratio of noise "
+          "(-1.3, -2.8, -15.9). From the fourth on it is 0.3 and more. The first on simple_speaker_listener_pe is "
+          "-0.18 to -0.02 (0.25 and more from the third on), the first two on navigation lie within 0.05 of 0.")
 _PROBE = ("the student is probed linearly, its inputs by an MLP, which reads what is not linear in them. A linear "
           "probe of z predicts the goal better than one of all inputs, and an MLP that reads z better than one that "
           "reads the inputs (above): z loses nothing, it does not hold everything linearly.")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes import benchmark
+from recipes import benchmark, launchers
 from recipes.jobs import Job, Outcome
 from recipes.table import Table
 from suite.results import append_rows, read_info
@@ -50,20 +50,20 @@ def cluster(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def run(job):
+    def run(job, processes=None):
         path = Path(job.results) / f"{job.seed}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(job.folder))
         return Outcome(job.seed != 2, f"seed {job.seed}: done")
 
-    monkeypatch.setattr(benchmark, "run_job", run)
+    monkeypatch.setattr(launchers, "run_job", run)
     fake = Cluster(elsewhere, monkeypatch)
     monkeypatch.setitem(sys.modules, "ray", fake)
     return fake
 
 
 def test_ray_workers_in_another_folder_write_where_the_launcher_stands(cluster, tmp_path, capsys):
-    outcomes = benchmark.launch_ray(JOBS, 2)
+    outcomes = launchers.launch_ray(JOBS, 2)
     assert [(outcome.done, outcome.message[:6]) for outcome in outcomes] == [(True, "seed 3"), (False, "seed 2"),
                                                                             (True, "seed 1")]
     assert sorted(path.name for path in (tmp_path / "here" / "results").iterdir()) == ["1.csv", "2.csv", "3.csv"]
@@ -76,17 +76,17 @@ def test_ray_workers_in_another_folder_write_where_the_launcher_stands(cluster, 
 
 
 def test_ray_takes_the_cores_it_is_given_here_and_the_clusters_elsewhere(cluster, monkeypatch):
-    benchmark.launch_ray([], 2)
+    launchers.launch_ray([], 2)
     assert cluster.options["num_cpus"] == 2 and not cluster.up
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    benchmark.launch_ray([], 2)
+    launchers.launch_ray([], 2)
     assert cluster.options["num_cpus"] is None
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"--launcher ray needs the extra: pip install -e '\.\[ray\]'"):
-        benchmark.launch_ray(JOBS, 2)
+        launchers.launch_ray(JOBS, 2)
 
 
 # ---------------------------------------------------------------------- what stands around the numbers
@@ -101,13 +101,13 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setitem(benchmark.TABLES, "a", TABLE)
     monkeypatch.setattr(benchmark, "random_return", lambda name, task: -1.0)
     monkeypatch.setattr(benchmark, "versions", lambda: {"torch": "2.9", "python": "3.11"})
-    monkeypatch.setattr(benchmark, "run_job", run_of(set()))
+    monkeypatch.setattr(launchers, "run_job", run_of(set()))
     return tmp_path / "results" / "a" / "table.json"
 
 
 def run_of(failing):
     """A `run_job` of runs that end in no time; those of some seeds fail."""
-    def run(job):
+    def run(job, processes=None):
         if job.seed in failing:
             return Outcome(False, f"{job.row} seed {job.seed}: failed with 1")
         append_rows(job.results, job.table, job.row, job.task, evaluated(job.seed, 1.0))
@@ -154,11 +154,11 @@ def test_a_table_whose_writing_is_interrupted_stays_whole(table, monkeypatch):
 
 
 def test_runs_that_are_not_finished_are_named_and_the_exit_code_is_1(table, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "run_job", run_of({2}))
+    monkeypatch.setattr(launchers, "run_job", run_of({2}))
     with pytest.raises(SystemExit) as caught:
         benchmark.benchmark("a", seeds=3)
     assert caught.value.code == 1
     assert "error: 1 of 3 runs are not finished:\nMAPPO seed 2: failed with 1\n" in capsys.readouterr().err
-    monkeypatch.setattr(benchmark, "run_job", run_of(set()))
+    monkeypatch.setattr(launchers, "run_job", run_of(set()))
     benchmark.benchmark("a", seeds=3)
     assert "1 runs to do" in capsys.readouterr().out

@@ -1,13 +1,19 @@
 """One run of a table in a process of its own: how it is started, and what its end is called."""
 
+import os
 import re
 import shlex
+import signal
 import sys
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 from recipes import jobs
 from recipes.jobs import Job, run_job
+from recipes.launchers import launch_local
 from recipes.table import Table
 from suite.results import append_rows
 from tests.runs import finished
@@ -54,3 +60,22 @@ def test_only_a_whole_run_is_done(code, frames, done, said, job, monkeypatch):
 def test_what_is_there_is_not_run_again(job):
     append_rows(job.results, job.table, job.row, job.task, evaluated(1, 1.0))
     assert run_job(job) == (True, "MAPPO vmas/navigation seed 1: already there")
+
+
+def test_who_asks_for_a_stop_ends_what_runs_and_begins_nothing_more(job, monkeypatch, tmp_path):
+    """Nothing that the launcher has begun goes on without it."""
+    waits = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(60)"
+    monkeypatch.setattr(Job, "command", lambda self: [sys.executable, "-c", waits])
+    monkeypatch.setattr(jobs, "evaluations", lambda folder, seed: [])
+
+    def stop():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop).start()
+    first, second = launch_local([job, replace(job, seed=2)], 1)
+    assert first == (False, "MAPPO vmas/navigation seed 1: stopped, the same command continues it")
+    assert second == (False, "MAPPO vmas/navigation seed 2: not begun")
+    assert signal.getsignal(signal.SIGTERM) == before
