@@ -78,7 +78,7 @@ class Processes:
     def __init__(self):
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second signal may interrupt `stop` itself
 
     def run(self, command: Sequence[str], log: Path) -> int | None:
         """What the command ends with, on one core and with its output behind that of ``log``; None if asked to stop."""

@@ -121,8 +121,7 @@ class Trainer:
         for schedule in self.schedules:
             schedule((self.collector.frames - batch.numel()) / self.collector.total_frames)
         due = [update for update in self.updates if self.iteration % update.every == 0]
-        metrics = {}
-        metrics |= self._run([update for update in due if update.early], batch)
+        metrics = self._run([update for update in due if update.early], batch)
         metrics |= self.prepare(batch)
         metrics |= self._run([update for update in due if not update.early], batch)
         for function in (*self.refresh, *(loss.refresh for loss in self.losses)):

@@ -1,6 +1,5 @@
 """The base class alone, on a task made of plain tensors; what families add is in the contract test."""
 
-
 import pytest
 import torch
 from torchrl.envs import check_env_specs
