@@ -26,6 +26,7 @@ from suite.state_metrics import (
 )
 
 BY_STEP = ("ce", "acc", "nll", "mse", "skill")
+ROWS = {"cpu": 2**13, "cuda": 2**20}  # counterfactuals at a time: what a cache holds, what fills a GPU
 
 
 def has_entropy(specs: Specs) -> bool:
@@ -158,14 +159,12 @@ class ActionModelLoss(Loss):
             drawn: further samples [K, N, T, A, d] of the policies, of continuous actions: counterfactuals are these
                 and the action taken, the sum becomes their mean, the mixture a Gaussian of its moments, D the KL.
         """
-        if self.discrete:
-            choices = torch.eye(self.model.actions.dim, device=batch[ACTION].device)
-            own = choices[:, None].expand(*batch.shape, -1, batch[ACTION].shape[-1], -1)
-            after = self._after(batch, own).softmax(-1)
-            moved = influence_of(batch[LOGITS].softmax(-1), after, batch[ACTION], divergence=divergence)
-        else:
-            own = self.model.actions.encode(torch.cat([batch[ACTION].unsqueeze(0), drawn])).movedim(0, 2)
-            moved = gaussian_influence(*self._after(batch, own).chunk(2, -1))
+        choices = self.model.actions.dim if self.discrete else 1 + len(drawn)
+        rows = batch[OBSERVATION].shape[1:-1].numel() * choices
+        size = max(1, ROWS.get(batch[ACTION].device.type, ROWS["cuda"]) // rows)
+        parts = batch.split(size)
+        instead = [None] * len(parts) if self.discrete else drawn.split(size, 1)
+        moved = torch.cat([self._moved(*part, divergence) for part in zip(parts, instead, strict=True)])
         here = ~batch["next", *DONE].squeeze(-1)
         for key in (self.alive, self.controlled):
             if key is not None:
@@ -174,6 +173,16 @@ class ActionModelLoss(Loss):
         if self.sight is not None:
             counts = counts * batch[self.sight]
         return (moved * counts).sum(-1, keepdim=True)
+
+    def _moved(self, batch: TensorDictBase, drawn: Tensor | None, divergence: Divergence) -> Tensor:
+        """[N, T, A, P], whoever counts."""
+        if self.discrete:
+            choices = torch.eye(self.model.actions.dim, device=batch[ACTION].device)
+            own = choices[:, None].expand(*batch.shape, -1, batch[ACTION].shape[-1], -1)
+            after = self._after(batch, own).softmax(-1)
+            return influence_of(batch[LOGITS].softmax(-1), after, batch[ACTION], divergence=divergence)
+        own = self.model.actions.encode(torch.cat([batch[ACTION].unsqueeze(0), drawn])).movedim(0, 2)
+        return gaussian_influence(*self._after(batch, own).chunk(2, -1))
 
     @torch.no_grad()
     def expected(self, batch: TensorDictBase) -> Tensor:

@@ -8,11 +8,11 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 from suite.losses import MOALoss
-from suite.losses.action_model import ActionModelLoss
+from suite.losses.action_model import ROWS, ActionModelLoss
 from suite.modules.state_model import PARTS, PREV_ACTION, PREV_OBSERVATION, PREV_VALID, StateModel
 from suite.specs import ACTION, ALIVE, CONTROLLED, DONE, OBSERVATION, VISIBLE, Specs
 from suite.specs import LOGITS as ACTING_LOGITS
-from tests.batches import make_past_batch, make_specs
+from tests.batches import make_past_batch, make_specs, shaken
 
 torch.set_num_threads(1)
 LOGITS = [2.0, 1.0, 0.0]
@@ -249,3 +249,23 @@ def test_influence_counts_the_others_in_sight(monkeypatch):
     td[VISIBLE] = torch.tensor([[[[1.0], [0.0]], [[0.0], [1.0]]]])
     assert_close(loss.influence(td)[0, :, :, 0], torch.tensor([[KL[0], 0.0], [0.0, KL[1]]]), rtol=0, atol=1e-6)
     assert MOALoss(make_specs("discrete"), influence=0.1).reward_weights == {"influence": 0.1}
+
+
+@pytest.mark.parametrize("kind, memory, samples", [("discrete", 0, 0), ("discrete", 8, 0), ("continuous", 0, 3)])
+def test_influence_is_computed_in_pieces_of_a_bounded_size(kind, memory, samples, monkeypatch):
+    """Nothing grows with the batch but what is returned, and the size of a piece changes nothing."""
+    torch.manual_seed(0)
+    specs = make_specs(kind)
+    model = shaken(StateModel(specs, latent_dim=2, cells=[32], parts=PARTS, others="all", memory_dim=memory))
+    loss, td = ActionModelLoss(specs, model), make_past_batch(specs, 5, 4, memory=memory)
+    td[ACTING_LOGITS] = torch.randn(5, 4, 3, 5)
+    drawn = torch.randn(samples, *td[ACTION].shape) if samples else None
+    whole, seen, after = loss.influence(td, drawn), [], loss._after
+    monkeypatch.setattr(loss, "_after", lambda batch, own: seen.append(own.shape[:-1].numel()) or after(batch, own))
+    row = 4 * 3 * (1 + samples if samples else 5)  # of one environment
+    monkeypatch.setitem(ROWS, "cpu", 2 * row + 1)
+    assert_close(loss.influence(td, drawn), whole)
+    assert seen == [2 * row, 2 * row, row]
+    monkeypatch.setitem(ROWS, "cpu", 1)
+    assert_close(loss.influence(td, drawn), whole)
+    assert seen[3:] == [row] * 5 and whole.any()
